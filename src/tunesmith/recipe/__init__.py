@@ -1,0 +1,1 @@
+"""The recipe: one typed YAML file. Light on purpose: nothing here imports an ML library."""

@@ -1,0 +1,208 @@
+"""What no single key can say: rules across fields. Each rule is one small function named after what it demands."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from tunesmith.recipe.environment import referenced_variables
+from tunesmith.recipe.gate_rules import RuleError, parse_rule
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.typed import KeyPath, Misfit
+from tunesmith.recipe.walk import strings
+
+ADAPTER_METHODS = ("lora", "qlora", "dora", "qdora")
+
+
+def check(recipe: Recipe) -> list[Misfit]:
+    """Return every rule that the recipe breaks."""
+    return [misfit for rule in RULES for misfit in rule(recipe)]
+
+
+def data_has_a_source(recipe: Recipe) -> Iterator[Misfit]:
+    if not recipe.data.train:
+        yield Misfit(("data", "train"), "`data.train` has no source", "name a file, directory, glob or data set id")
+
+
+def held_out_rows_come_from_one_place(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.data.validation and recipe.data.validation_fraction > 0:
+        what = "`data.validation` and `data.validation_fraction` are both given"
+        yield Misfit(("data", "validation_fraction"), what, "keep one: own sources, or a share of `data.train`")
+
+
+def fraction_leaves_rows_to_train_on(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.data.validation_fraction >= 1:
+        what = "`data.validation_fraction` holds out every row"
+        yield Misfit(("data", "validation_fraction"), what, "0.02 is usual")
+
+
+def validation_loss_has_rows(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.train.eval_steps and not recipe.data.validation and recipe.data.validation_fraction == 0:
+        what = "`train.eval_steps` asks for a validation loss, but no rows are held out"
+        yield Misfit(("train", "eval_steps"), what, "set `data.validation_fraction: 0.02` or give `data.validation`")
+
+
+def preference_rows_go_with_dpo(recipe: Recipe) -> Iterator[Misfit]:
+    dpo = recipe.train.objective == "dpo"
+    for index, source in enumerate(recipe.data.train):
+        at: KeyPath = ("data", "train", index, "format")
+        if dpo and source.format not in ("auto", "preference"):
+            what = f"`train.objective: dpo` needs preference rows, and this source has `format: {source.format}`"
+            yield Misfit(at, what, "use `format: preference`, or `train.objective: sft`")
+        if not dpo and source.format == "preference":
+            what = "`format: preference` rows are for `train.objective: dpo`"
+            yield Misfit(at, what, "set `train.objective: dpo`")
+
+
+def dpo_trains_completions(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.train.objective == "dpo" and recipe.data.train_on == "all":
+        what = "`data.train_on: all` cannot be combined with `train.objective: dpo`"
+        yield Misfit(("data", "train_on"), what, "leave it out: DPO compares the completions")
+
+
+def smoothing_belongs_to_sigmoid(recipe: Recipe) -> Iterator[Misfit]:
+    dpo = recipe.train.dpo
+    if dpo.label_smoothing > 0 and dpo.loss_type != "sigmoid":
+        what = f"`train.dpo.label_smoothing` has no meaning for `loss_type: {dpo.loss_type}`"
+        yield Misfit(("train", "dpo", "label_smoothing"), what, "set it to 0 or use `loss_type: sigmoid`")
+
+
+def warmup_is_given_once(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.train.warmup_ratio is not None and recipe.train.warmup_steps is not None:
+        what = "`train.warmup_ratio` and `train.warmup_steps` are both given"
+        yield Misfit(("train", "warmup_steps"), what, "keep one")
+
+
+def warmup_is_shorter_than_training(recipe: Recipe) -> Iterator[Misfit]:
+    steps, limit = recipe.train.warmup_steps, recipe.train.max_steps
+    if steps is not None and limit is not None and steps > limit:
+        what = f"`train.warmup_steps` ({steps}) is more than `train.max_steps` ({limit})"
+        yield Misfit(("train", "warmup_steps"), what, "warm up for a few per cent of the steps")
+
+
+def micro_batch_divides_global_batch(recipe: Recipe) -> Iterator[Misfit]:
+    micro, total = recipe.train.per_device_train_batch_size, recipe.train.global_batch_size
+    if isinstance(micro, int) and micro > total:
+        what = f"`train.per_device_train_batch_size` ({micro}) is larger than `train.global_batch_size` ({total})"
+        yield Misfit(("train", "per_device_train_batch_size"), what, "lower it, or use `auto`")
+
+
+def target_modules_are_a_valid_expression(recipe: Recipe) -> Iterator[Misfit]:
+    modules = recipe.train.lora.target_modules
+    at: KeyPath = ("train", "lora", "target_modules")
+    if isinstance(modules, tuple) and not modules:
+        yield Misfit(at, "`train.lora.target_modules` is an empty list", "use `all-linear`")
+    if isinstance(modules, str) and modules != "all-linear":
+        try:
+            re.compile(modules)
+        except re.error as error:
+            yield Misfit(at, f"`train.lora.target_modules` is not a regular expression: {error}", "use `all-linear`")
+
+
+def merged_weights_keep_full_precision(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.model.dtype == "float16" and recipe.train.method == "full":
+        what = "`model.dtype: float16` with `train.method: full` overflows without loss scaling, which is not offered"
+        yield Misfit(("model", "dtype"), what, "use bfloat16")
+
+
+def evaluation_has_a_task(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.evaluate and not (recipe.evaluate.text or recipe.evaluate.function_calls):
+        yield Misfit(("evaluate",), "`evaluate` has no task", "add `text:` or `function_calls:`, or remove the section")
+
+
+def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
+    evaluate = recipe.evaluate
+    if evaluate and evaluate.text and not evaluate.text.files:
+        yield Misfit(("evaluate", "text", "files"), "`evaluate.text.files` is empty", "name at least one file")
+    if evaluate and evaluate.text and not evaluate.text.metrics:
+        yield Misfit(("evaluate", "text", "metrics"), "`evaluate.text.metrics` is empty", "leave it out for all four")
+    if evaluate and evaluate.function_calls and not evaluate.function_calls.files:
+        at: KeyPath = ("evaluate", "function_calls", "files")
+        yield Misfit(at, "`evaluate.function_calls.files` is empty", "name at least one file")
+    if recipe.bench and not recipe.bench.concurrency:
+        yield Misfit(("bench", "concurrency"), "`bench.concurrency` is empty", "e.g. [16, 32]")
+
+
+def concurrency_levels_differ(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.bench and len(set(recipe.bench.concurrency)) < len(recipe.bench.concurrency):
+        yield Misfit(("bench", "concurrency"), "`bench.concurrency` names a level twice", "remove the repetition")
+
+
+def load_test_reaches_its_level(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.bench and recipe.bench.concurrency and recipe.bench.num_requests < max(recipe.bench.concurrency):
+        top = max(recipe.bench.concurrency)
+        what = f"`bench.num_requests` ({recipe.bench.num_requests}) never fills the concurrency of {top}"
+        yield Misfit(("bench", "num_requests"), what, f"use at least {top}")
+
+
+def gate_rules_can_be_read(recipe: Recipe) -> Iterator[Misfit]:
+    for index, text in enumerate(recipe.gate):
+        try:
+            rule = parse_rule(text)
+        except RuleError as error:
+            yield Misfit(("gate", index), f"gate rule {text!r}: {error}", "see docs/recipe.md, section gate")
+            continue
+        section = rule.path.split(".")[0]
+        missing = (section == "evaluate" and recipe.evaluate is None) or (section == "bench" and recipe.bench is None)
+        if missing:
+            what = f"gate rule {text!r} reads `{section}`, and the recipe has no such section"
+            yield Misfit(("gate", index), what, f"add `{section}:` or remove the rule")
+        if rule.improved and recipe.evaluate is not None and not recipe.evaluate.base_model:
+            what = f"gate rule {text!r} compares with the base model, and `evaluate.base_model` is false"
+            yield Misfit(("gate", index), what, "set `evaluate.base_model: true`")
+
+
+def publish_has_a_target(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.publish and not (recipe.publish.local or recipe.publish.hub):
+        yield Misfit(("publish",), "`publish` has no target", "add `local: DIRECTORY` or `hub: {repo_id: owner/name}`")
+
+
+def hub_repository_has_an_owner(recipe: Recipe) -> Iterator[Misfit]:
+    hub = recipe.publish.hub if recipe.publish else None
+    if hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub.repo_id) and "${env:" not in hub.repo_id:
+        what = f"`publish.hub.repo_id` must be `owner/name`, found {hub.repo_id!r}"
+        yield Misfit(("publish", "hub", "repo_id"), what, "write the owner too")
+
+
+def referenced_variables_are_set(recipe: Recipe) -> Iterator[Misfit]:
+    for path, text in strings(recipe):
+        for variable in referenced_variables(text):
+            if variable not in os.environ:
+                what = f"the environment variable {variable} is not set"
+                yield Misfit(path, what, f"export {variable}=… before the command")
+
+
+_TOKEN_SHAPES = re.compile(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|://[^/\s:@]+:[^/\s:@$]+@")
+
+
+def secrets_stay_out_of_the_recipe(recipe: Recipe) -> Iterator[Misfit]:
+    for path, text in strings(recipe):
+        if _TOKEN_SHAPES.search(text):
+            what = "this value looks like a secret, and recipes are copied into every run directory"
+            yield Misfit(path, what, "put it into an environment variable and write ${env:NAME}")
+
+
+RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
+    data_has_a_source,
+    held_out_rows_come_from_one_place,
+    fraction_leaves_rows_to_train_on,
+    validation_loss_has_rows,
+    preference_rows_go_with_dpo,
+    dpo_trains_completions,
+    smoothing_belongs_to_sigmoid,
+    warmup_is_given_once,
+    warmup_is_shorter_than_training,
+    micro_batch_divides_global_batch,
+    target_modules_are_a_valid_expression,
+    merged_weights_keep_full_precision,
+    evaluation_has_a_task,
+    lists_are_not_empty,
+    concurrency_levels_differ,
+    load_test_reaches_its_level,
+    gate_rules_can_be_read,
+    publish_has_a_target,
+    hub_repository_has_an_owner,
+    referenced_variables_are_set,
+    secrets_stay_out_of_the_recipe,
+)

@@ -1,0 +1,162 @@
+"""Replace every `auto` by a decision with its reason. Pure: the same recipe and facts give the same answer.
+
+What the machine and the checkpoint are like comes in as `Facts`; nothing is looked up here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decisions rest on. Sizes in bytes; 0 or None means unknown."""
+
+    device: str = "cpu"  # cpu | cuda | mps
+    device_name: str = ""
+    num_devices: int = 1
+    num_cpus: int = 1
+    device_memory_bytes: int = 0
+    has_fast_bfloat16: bool = False
+    installed: frozenset[str] = frozenset()  # importable optional packages, by import name
+    num_parameters: int = 0
+    num_layers: int = 0
+    hidden_size: int = 0
+    vocab_size: int = 0
+    max_position_embeddings: int | None = None
+    checkpoint_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One `auto` and what became of it."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def resolve(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[Decision]]:
+    """Return the recipe without any `auto`, and the decisions in the order of its keys."""
+    decisions: list[Decision] = []
+    for key, decide in _DECISIONS.items():
+        section, name = key.split(".")
+        current = getattr(getattr(recipe, section), name)
+        if current != "auto":
+            continue
+        value, reason = decide(recipe, facts)
+        replaced = dataclasses.replace(getattr(recipe, section), **{name: value})
+        recipe = dataclasses.replace(recipe, **{section: replaced})
+        decisions.append(Decision(key, value, reason))
+    return recipe, decisions
+
+
+def _dtype(recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    if facts.has_fast_bfloat16:
+        return "bfloat16", f"{facts.device_name or facts.device} multiplies bfloat16 matrices natively"
+    return "float32", f"{facts.device_name or facts.device} has no fast bfloat16"
+
+
+def _attention(recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    if facts.device == "cuda" and "flash_attn" in facts.installed and recipe.model.dtype != "float32":
+        return "flash_attention_2", "flash-attn is installed and the weights are 16 bit"
+    return "sdpa", "PyTorch's own fused attention, the fastest that needs no further package"
+
+
+def _packing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
+    if recipe.train.objective == "dpo":
+        return False, "preference pairs are batched by length"
+    if facts.device == "cuda" and recipe.model.attn_implementation == "flash_attention_2":
+        return True, "flash attention skips the other rows of a packed sequence"
+    return False, "rows sorted by length waste little padding, and packed attention costs more than it saves here"
+
+
+def _num_workers(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    return max(1, facts.num_cpus), f"the tokenizer uses {max(1, facts.num_cpus)} CPU threads"
+
+
+def activation_bytes_per_token(recipe: Recipe, facts: Facts) -> float:
+    """Return the activation memory one token of a micro-batch takes during training, in bytes.
+
+    Counts what autograd keeps per layer of a gated-MLP transformer: about 34 hidden-sized values in the compute
+    dtype without checkpointing, one with (Korthikanti et al. 2022, equation 2, with fused attention).
+    """
+    width = 4 if recipe.model.dtype == "float32" else 2
+    per_layer = 2 if recipe.train.gradient_checkpointing is True else 34
+    return float(facts.num_layers * facts.hidden_size * per_layer * width + 3 * 4 * min(facts.vocab_size, 32_768) / 8)
+
+
+def fixed_bytes(recipe: Recipe, facts: Facts) -> float:
+    """Return the memory of weights, gradients and optimiser state, in bytes, whatever the batch."""
+    width = 4 if recipe.model.dtype == "float32" else 2
+    if recipe.train.method == "full":
+        master = 0 if width == 4 else 4
+        return float(facts.num_parameters) * (width + master + 4 + 8)
+    base_width = 0.55 if recipe.train.method.startswith("q") else width
+    lora = 2 * recipe.train.lora.r * facts.hidden_size * facts.num_layers * 9
+    return facts.num_parameters * base_width + lora * 16
+
+
+def _gradient_checkpointing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
+    if not facts.device_memory_bytes or not facts.num_parameters:
+        return False, "memory or model size is not known; set it to true if memory runs out"
+    free = 0.9 * facts.device_memory_bytes - fixed_bytes(recipe, facts)
+    needed = activation_bytes_per_token(recipe, facts) * recipe.data.max_length
+    if needed > free:
+        return True, f"one sequence would need {needed / 2**30:.1f} GiB of activations, and {free / 2**30:.1f} GiB are left"
+    return False, f"one sequence needs {needed / 2**30:.2f} GiB of activations, and {free / 2**30:.1f} GiB are left"
+
+
+def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    total = max(1, recipe.train.global_batch_size // max(1, facts.num_devices))
+    pair = 2 if recipe.train.objective == "dpo" else 1
+    if facts.device == "cpu":
+        size = min(total, 8)
+        return size, f"{size} sequences keep {facts.num_cpus} cores busy; more would only take memory"
+    per_sequence = activation_bytes_per_token(recipe, facts) * recipe.data.max_length * pair
+    free = 0.8 * facts.device_memory_bytes - fixed_bytes(recipe, facts)
+    fits = max(1, int(free / per_sequence)) if per_sequence else 1
+    size = max(n for n in range(1, total + 1) if total % n == 0 and n <= fits)
+    return size, f"{free / 2**30:.1f} GiB are left for activations at {per_sequence / 2**30:.2f} GiB per sequence"
+
+
+def _engine(recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    if facts.device == "cuda" and "vllm" in facts.installed:
+        return "vllm", "a CUDA device and vLLM are here"
+    why = "there is no CUDA device" if facts.device != "cuda" else "vLLM is not installed here"
+    return "embedded", why
+
+
+def _port(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    return 0, "a free port is taken when the server starts"
+
+
+def _max_model_len(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    answers = [task.max_tokens for task in _tasks(recipe)] + ([recipe.bench.max_tokens] if recipe.bench else [])
+    wanted = recipe.data.max_length + max(answers, default=256)
+    limit = facts.max_position_embeddings
+    if limit is not None and wanted > limit:
+        return limit, f"the model's own limit (max_length and the longest answer make {wanted})"
+    return wanted, "data.max_length and the longest answer asked for"
+
+
+def _tasks(recipe: Recipe) -> list[Any]:
+    evaluate = recipe.evaluate
+    return [task for task in (evaluate.text, evaluate.function_calls) if task] if evaluate else []
+
+
+_DECISIONS = {
+    "model.dtype": _dtype,
+    "model.attn_implementation": _attention,
+    "data.packing": _packing,
+    "data.num_workers": _num_workers,
+    "train.gradient_checkpointing": _gradient_checkpointing,
+    "train.per_device_train_batch_size": _micro_batch,
+    "serve.engine": _engine,
+    "serve.port": _port,
+    "serve.max_model_len": _max_model_len,
+}

@@ -1,0 +1,343 @@
+"""The recipe, one class per section, in pipeline order. Read it top to bottom; `docs/recipe.md` is made from it.
+
+Every field is documented once, in the string under it. `None` means "not asked for"; `auto` means "decide and tell me"
+(`resolve.py` decides). Classes are frozen: a recipe is never changed after loading, only replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tunesmith.recipe.typed import Bound, Shorthand
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Bound(minimum=1)]
+NonNegativeInt = Annotated[int, Bound(minimum=0)]
+PositiveFloat = Annotated[float, Bound(above=0.0)]
+NonNegativeFloat = Annotated[float, Bound(minimum=0.0)]
+Fraction = Annotated[float, Bound(minimum=0.0, maximum=1.0)]
+
+RowFormat = Literal["messages", "sharegpt", "prompt_completion", "instruction", "preference", "chatgpt_export"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The base model."""
+
+    name_or_path: str
+    """Local directory, Hugging Face Hub id, or `run:NAME` (what the newest run of that name made)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub. Pin a commit to make a run repeatable."""
+    dtype: Auto | Dtype = "auto"
+    """Number format of weights and compute. Optimiser state and reductions stay in float32."""
+    attn_implementation: Auto | Literal["sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel, by transformers' names."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. It can do anything your user can."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of training rows."""
+
+    path: str
+    """File (`.json`, `.jsonl`, `.csv`, `.parquet`, each also `.gz`), directory, glob, or a Hub data set id."""
+    format: Auto | RowFormat = "auto"
+    """How a row is read. `auto` looks at the keys of the first rows and says what it found."""
+    split: str = "train"
+    """Split of a Hub data set; local files have none."""
+    subset: str | None = None
+    """Configuration name of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+    weight: PositiveFloat = 1.0
+    """How often one epoch sees this source: 2 = every row twice, 0.5 = half of its rows, chosen by hash."""
+    max_rows: PositiveInt | None = None
+    """Use at most this many rows, the first ones."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Rename columns before reading: `{question: prompt, answer: completion}`."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows: where they come from, how they become tokens."""
+
+    train: Annotated[tuple[Source, ...], Shorthand("path")]
+    """Sources, mixed by their weights. A plain string is short for `{path: …}`."""
+    validation: Annotated[tuple[Source, ...], Shorthand("path")] = ()
+    """Held-out sources for the validation loss. Leave empty to hold out a fraction of `train`."""
+    validation_fraction: Fraction = 0.0
+    """Share of `train` that is held out, chosen by the hash of each row: rows never move when others are added."""
+    max_length: PositiveInt = 2048
+    """Longest sequence in tokens, template included."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a longer row. Dropped and truncated rows are counted and reported."""
+    packing: Auto | bool = "auto"
+    """Put several rows into one sequence, attention kept within each row; `false` sorts rows by length instead."""
+    train_on: Literal["assistant", "completion", "all"] = "assistant"
+    """Tokens with a loss: every assistant turn, the last assistant turn only, or all tokens."""
+    chat_template: str = "model"
+    """`model` (the model's own), a name (`chatml`, `llama3`, `mistral`, `gemma`, `qwen`, `phi`, …), or a Jinja file."""
+    deduplicate: bool = True
+    """Drop rows whose content is exactly that of an earlier row."""
+    max_bad_rows_fraction: Fraction = 0.05
+    """Stop when more than this share of a source cannot be read; bad rows are quarantined with line and reason."""
+    max_cut_rows_fraction: Fraction = 0.2
+    """Refuse to train when more than this share of rows is dropped or truncated for its length."""
+    min_trained_tokens_fraction: Fraction = 0.005
+    """Refuse to train when fewer than this share of all tokens has a loss."""
+    num_workers: Auto | PositiveInt = "auto"
+    """Processes that tokenise."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter of `lora`, `qlora`, `dora` and `qdora`."""
+
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: PositiveFloat = 32.0
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """`all-linear` (every linear layer but the output head), a list of name endings, or a regular expression."""
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """Direct preference optimisation."""
+
+    beta: PositiveFloat = 0.1
+    """Strength of the pull towards the reference model (Rafailov et al. 2023, equation 7)."""
+    loss_type: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    """Loss on the reward margin."""
+    label_smoothing: Annotated[float, Bound(minimum=0.0, below=0.5)] = 0.0
+    """Assumed probability that a preference label is wrong (`sigmoid` only)."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """What moves, what is optimised, and for how long."""
+
+    objective: Literal["sft", "dpo"] = "sft"
+    """Supervised fine-tuning, or direct preference optimisation on preference rows."""
+    method: Literal["full", "lora", "qlora", "dora", "qdora"] = "lora"
+    """What moves: all weights, or a low-rank adapter (q: on a 4-bit base; dora: magnitude and direction apart)."""
+    lora: Lora = field(default_factory=Lora)
+    dpo: Dpo = field(default_factory=Dpo)
+    num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps, whatever the epochs say."""
+    global_batch_size: PositiveInt = 16
+    """Sequences (or preference pairs) per optimiser step, over all ranks and accumulation."""
+    per_device_train_batch_size: Auto | PositiveInt = "auto"
+    """Sequences per forward pass; changes speed and memory, never the result. Accumulation follows from it."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    """Shape of the decay after warm-up, to zero for linear and cosine."""
+    warmup_ratio: Fraction | None = None
+    """Share of all steps spent warming up. Give this or `warmup_steps`; neither means 0.03."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps spent warming up."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay of matrices; biases, norms and magnitudes are exempt."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global norm."""
+    adam_beta1: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.9
+    adam_beta2: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.999
+    gradient_checkpointing: Auto | bool = "auto"
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+    logging_steps: PositiveInt = 1
+    """Write metrics every so many steps."""
+    eval_steps: PositiveInt | None = None
+    """Measure the validation loss every so many steps; always once at the end when rows are held out."""
+    save_steps: PositiveInt = 100
+    """Write a checkpoint every so many steps; always one at the end and on a stop signal."""
+    save_total_limit: PositiveInt = 2
+    """Keep this many newest checkpoints."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Fold the adapter into the base weights, on the CPU."""
+
+    dtype: Literal["model"] | Dtype = "model"
+    """Number format of the merged weights; `model` keeps that of the base checkpoint."""
+    max_shard_gib: PositiveFloat = 4.0
+    """Largest file of the merged checkpoint."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """The server that evaluation, bench and chat talk to."""
+
+    engine: Auto | Literal["vllm", "embedded"] = "auto"
+    """`vllm` where a CUDA device is, `embedded` (CPU or one GPU, OpenAI-compatible) elsewhere."""
+    port: Auto | Annotated[int, Bound(minimum=1, maximum=65535)] = "auto"
+    """TCP port on the loopback interface; `auto` takes a free one."""
+    max_model_len: Auto | PositiveInt = "auto"
+    """Longest prompt plus answer in tokens."""
+    startup_timeout_seconds: PositiveFloat = 600.0
+    """Give up when the server is not healthy after this long."""
+    gpu_memory_utilization: Annotated[float, Bound(above=0.0, maximum=1.0)] = 0.9
+    """Share of GPU memory vLLM may take."""
+
+
+TextMetric = Literal["exact_match", "jaccard", "rouge", "bleu"]
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Answers compared with the reference answers of the user's own rows."""
+
+    files: tuple[str, ...]
+    """Files or globs of prompt/completion or messages rows."""
+    metrics: tuple[TextMetric, ...] = ("exact_match", "jaccard", "rouge", "bleu")
+    """Exact match, Jaccard overlap of words, ROUGE-1/2/L and BLEU."""
+    limit: PositiveInt | None = None
+    """Score the first rows only."""
+    max_tokens: PositiveInt = 256
+    """Longest answer in tokens."""
+
+
+@dataclass(frozen=True)
+class FunctionCallTask:
+    """Function-call accuracy on held-out tool conversations: name and every argument must be equal."""
+
+    files: tuple[str, ...]
+    """Files or globs of `messages` + `tools` (or ShareGPT) rows; each assistant turn with a call is one item."""
+    limit: PositiveInt | None = None
+    """Score the first items only."""
+    max_tokens: PositiveInt = 256
+    """Longest answer in tokens."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured on the tuned model, always beside the base model."""
+
+    base_model: bool = True
+    """Measure the base model on the same items, too."""
+    text: TextTask | None = None
+    function_calls: FunctionCallTask | None = None
+    concurrency: PositiveInt = 16
+    """Requests in flight."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Limits that each concurrency level is held against; a miss is reported, and fails only through `gate`."""
+
+    ttft_p95_ms: PositiveFloat | None = None
+    """Time to first token, 95th percentile, at most."""
+    e2e_p95_ms: PositiveFloat | None = None
+    """Whole answer, 95th percentile, at most."""
+    output_tokens_per_second: PositiveFloat | None = None
+    """Tokens made per second over all requests, at least."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A load test of the tuned model: requests at fixed concurrency, timed token by token."""
+
+    concurrency: tuple[PositiveInt, ...] = (16, 32)
+    """Concurrency levels, each measured by itself."""
+    num_requests: PositiveInt = 100
+    """Requests per level."""
+    num_warmup_requests: NonNegativeInt = 2
+    """Requests sent before timing begins."""
+    prompts: tuple[str, ...] = ()
+    """Files or globs whose rows give the prompts; empty means the validation or training rows."""
+    max_tokens: PositiveInt = 200
+    """Tokens asked for per answer."""
+    targets: Targets = field(default_factory=Targets)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page."""
+
+    title: str | None = None
+    """Headline; the recipe's name by default."""
+    num_examples: NonNegativeInt = 8
+    """Answers shown per task: fixed by tuning, broken by it, and wrong in both."""
+
+
+@dataclass(frozen=True)
+class HubTarget:
+    """A model repository on the Hugging Face Hub. The token is read from HF_TOKEN."""
+
+    repo_id: str
+    """`owner/name`."""
+    private: bool = True
+    """Create the repository as private."""
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Where the model goes when everything has passed."""
+
+    local: str | None = None
+    """Directory that receives `NAME/` with weights, tokenizer, model card and manifest."""
+    hub: HubTarget | None = None
+    even_if_gate_failed: bool = False
+    """Publish although a gate rule failed; the model card says so."""
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """Mirror metrics to MLflow."""
+
+    tracking_uri: str | None = None
+    """Server or `sqlite:///…`; by default `sqlite:///OUTPUT_DIR/mlflow.db`."""
+    experiment: str | None = None
+    """Experiment name; the recipe's name by default."""
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Mirror metrics to Weights & Biases. The key is read from WANDB_API_KEY."""
+
+    project: str | None = None
+    """Project; the recipe's name by default."""
+    mode: Literal["online", "offline"] = "offline"
+    """`offline` writes files that `wandb sync` can send later."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Mirrors of metrics.jsonl, which is always written. Short form: a list of names."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run directory."""
+    mlflow: Mlflow | None = None
+    wandb: Wandb | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe. Sections stand in the order in which they run."""
+
+    name: Annotated[str, Bound(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
+    """Names the run directory, the experiment and the published model."""
+    model: Annotated[Model, Shorthand("name_or_path")]
+    data: Data
+    seed: NonNegativeInt = 42
+    """Seed of every random choice."""
+    output_dir: str = "outputs"
+    """Holds `runs/` and `cache/`."""
+    train: Train = field(default_factory=Train)
+    merge: Merge = field(default_factory=Merge)
+    serve: Serve = field(default_factory=Serve)
+    evaluate: Evaluate | None = None
+    bench: Bench | None = None
+    gate: tuple[str, ...] = ()
+    """Rules over the run's numbers, such as `improved(evaluate.text.exact_match)` or `bench.c16.ttft_p95_ms < 500`."""
+    report: Report = field(default_factory=Report)
+    publish: Publish | None = None
+    track: Annotated[Track, Shorthand("*")] = field(default_factory=Track)

@@ -1,0 +1,244 @@
+"""A run directory: every file name of a run is a property here, and nowhere else.
+
+    outputs/runs/20260131-142233-NAME/
+      recipe.yaml            the recipe as it was written (after `extends` and `--set`), environment references kept
+      recipe.resolved.yaml   without any `auto`, every default written out
+      run.json               state, timings and keys of the stages; lineage; what was decided and why
+      metrics.jsonl          every number training and evaluation logged
+      STAGE/artifact.json    the record a stage left, written last: it is there when the stage is done
+      STAGE/…                what the record points to
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tunesmith.artifacts import Artifact
+from tunesmith.errors import StageError, UsageError
+from tunesmith.store import files
+
+Record = TypeVar("Record", bound=Artifact)
+
+STAGES = ("data", "train", "merge", "serve", "evaluate", "bench", "gate", "report", "publish")
+_STAGE_OF = {
+    "dataset": "data",
+    "checkpoint": "train",
+    "weights": "merge",
+    "scores": "evaluate",
+    "speeds": "bench",
+    "verdict": "gate",
+    "report": "report",
+    "release": "publish",
+}
+
+
+class RunDir:
+    """The directory of one run. Making the object touches nothing."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved_recipe(self) -> Path:
+        return self.path / "recipe.resolved.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training checkpoints, `step-000100` each."""
+        return self.stage("train") / "checkpoints"
+
+    @property
+    def trained(self) -> Path:
+        """What training leaves: an adapter or a whole model."""
+        return self.stage("train") / "final"
+
+    @property
+    def merged(self) -> Path:
+        """The whole model after folding."""
+        return self.stage("merge") / "model"
+
+    @property
+    def train_tokens(self) -> Path:
+        return self.stage("data") / "train"
+
+    @property
+    def validation_tokens(self) -> Path:
+        return self.stage("data") / "validation"
+
+    @property
+    def quarantine(self) -> Path:
+        """Rows that could not be read, with file, line and reason."""
+        return self.stage("data") / "quarantine.jsonl"
+
+    @property
+    def requests(self) -> Path:
+        """Per-request timings of the load test."""
+        return self.stage("bench") / "requests.jsonl"
+
+    @property
+    def report_page(self) -> Path:
+        return self.stage("report") / "report.html"
+
+    def server_log(self, which: str) -> Path:
+        return self.stage("serve") / f"{which}.log"
+
+    def items(self, task: str) -> Path:
+        """Per-item results of an evaluation task."""
+        return self.stage("evaluate") / f"{task}.items.jsonl"
+
+    def stage(self, name: str) -> Path:
+        """The directory of one stage."""
+        assert name in STAGES, name
+        return self.path / name
+
+    def artifact(self, stage: str) -> Path:
+        return self.stage(stage) / "artifact.json"
+
+    def relative(self, path: Path) -> str:
+        """Return a path below the run directory as artifacts store it."""
+        return path.relative_to(self.path).as_posix()
+
+    def absolute(self, stored: str) -> Path:
+        """Return the path an artifact stores; absolute ones (a base model elsewhere) stay as they are."""
+        return self.path / stored
+
+    def save(self, record: Artifact) -> None:
+        """Write a stage's record. This is the moment its stage is done."""
+        files.write_json(self.artifact(_STAGE_OF[record.kind]), record.to_json())
+
+    def load(self, kind: type[Record]) -> Record:
+        """Read the record of a kind.
+
+        Raises:
+            StageError: the stage has not run, or its record cannot be read.
+        """
+        stage = _STAGE_OF[kind.kind]
+        path = self.artifact(stage)
+        try:
+            return kind.from_json(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise StageError(f"stage {stage} has not run yet", where=str(self.path), do="run the whole recipe") from None
+        except (ValueError, TypeError) as error:
+            do = f"remove {path} and run again"
+            raise StageError(f"the record of stage {stage} cannot be read: {error}", where=str(path), do=do) from None
+
+    def find(self, kind: type[Record]) -> Record | None:
+        """Read the record of a kind, or return None when its stage has not run."""
+        return self.load(kind) if self.artifact(_STAGE_OF[kind.kind]).exists() else None
+
+    def read_run(self) -> dict[str, Any]:
+        """Return run.json, or an empty mapping when there is none or it is broken."""
+        with contextlib.suppress(OSError, ValueError):
+            document = json.loads(self.run_json.read_text())
+            return document if isinstance(document, dict) else {}
+        return {}
+
+    def write_run(self, document: dict[str, Any]) -> None:
+        files.write_json(self.run_json, document)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        Raises:
+            UsageError: another process works in it now.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                do = "wait for it, stop it, or start another run with --new"
+                raise UsageError("another process is working in this run", where=str(self.path), do=do) from None
+            yield
+
+
+def runs_root(output_dir: str | Path) -> Path:
+    return Path(output_dir) / "runs"
+
+
+def cache_root(output_dir: str | Path) -> Path:
+    return Path(output_dir) / "cache"
+
+
+def create(output_dir: str | Path, name: str) -> RunDir:
+    """Make the directory of a new run and point `latest` at it."""
+    root = runs_root(output_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    while True:
+        path = root / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            time.sleep(0.2)
+    point_latest_at(path)
+    return RunDir(path)
+
+
+def point_latest_at(path: Path) -> None:
+    """Make `latest` beside a run a link to it, by one rename."""
+    link = path.parent / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    link.replace(path.parent / "latest")
+
+
+def list_runs(output_dir: str | Path, name: str | None = None) -> list[RunDir]:
+    """Return the runs, oldest first; of one name when given."""
+    root = runs_root(output_dir)
+    found = [RunDir(p) for p in sorted(root.glob("*-*-*")) if p.is_dir() and not p.is_symlink()]
+    return [run for run in found if name is None or run.path.name.split("-", 2)[2] == name]
+
+
+def find_run(word: str, output_dir: str | Path) -> RunDir:
+    """Return the run that a person means: a path, `latest`, a run directory's name, or a recipe's name (its newest).
+
+    Raises:
+        UsageError: none fits.
+    """
+    if (Path(word) / "run.json").exists():
+        return RunDir(Path(word).resolve() if Path(word).is_symlink() else Path(word))
+    inside = runs_root(output_dir) / word
+    if (inside / "run.json").exists():
+        return RunDir(inside.resolve())
+    named = list_runs(output_dir, word)
+    if named:
+        return named[-1]
+    known = ", ".join(run.path.name for run in list_runs(output_dir)[-5:]) or "none"
+    raise UsageError(f"there is no run {word!r} in {runs_root(output_dir)}", do=f"newest runs: {known}")
