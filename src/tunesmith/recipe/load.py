@@ -48,6 +48,11 @@ for _tag, _pattern, _first in (
     _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))  # type: ignore[no-untyped-call]
 
 
+def core_resolvers() -> dict[str, Any]:
+    """Return the scalar rules by which recipes are read, for the writer to follow."""
+    return _CoreLoader.yaml_implicit_resolvers
+
+
 def load(path: str | Path, settings: list[str] | None = None) -> Loaded:
     """Read a recipe file, what it extends, and `key=value` settings; check it against the schema and across fields.
 

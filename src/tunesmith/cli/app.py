@@ -1,0 +1,177 @@
+"""The command line: a table of verbs, and what happens around any of them.
+
+`main` imports the one module whose verb was asked for, so that `tunesmith --help` costs little more than Python itself.
+No flag mirrors a recipe field: `--set key=value` reaches all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from tunesmith import __version__
+
+if TYPE_CHECKING:
+    import argparse
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command line. `module` has `add_arguments_NAME(parser)` and `run_NAME(args) -> exit code`."""
+
+    name: str
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+    shown: bool = True
+
+
+VERBS = (
+    Verb("init", "recipes", "write a first recipe", ("tunesmith init", "tunesmith init my.yaml --model Qwen/Qwen2.5-0.5B-Instruct --data rows.jsonl")),
+    Verb("check", "recipes", "find every mistake in a recipe", ("tunesmith check recipe.yaml", "tunesmith check recipe.yaml --set train.lora.r=32 --json")),
+    Verb("plan", "recipes", "show what a run would do: rows, steps, memory, decisions", ("tunesmith plan recipe.yaml", "tunesmith plan recipe.yaml --json")),
+    Verb("run", "running", "run a recipe, or go on where it stopped", ("tunesmith run recipe.yaml", "tunesmith run recipe.yaml --set train.learning_rate=1e-4", "tunesmith run recipe.yaml --until train")),
+    Verb("stage", "running", "run one stage of an existing run (what `run` calls)", ("tunesmith stage merge latest",)),
+    Verb("data", "data", "show rows as the model sees them, convert exports", ("tunesmith data show recipe.yaml", "tunesmith data convert export.json --to rows.jsonl")),
+    Verb("runs", "runs", "list runs, or show one", ("tunesmith runs", "tunesmith runs latest --json")),
+    Verb("compare", "runs", "put the numbers of runs side by side", ("tunesmith compare latest 20260131-142233-mine", "tunesmith compare quickstart mine --json")),
+    Verb("report", "runs", "make a run's page again and say where it is", ("tunesmith report latest",)),
+    Verb("serve", "serving", "serve a run's model behind an OpenAI-compatible API", ("tunesmith serve latest", "tunesmith serve latest --base --port 8000")),
+    Verb("chat", "serving", "talk to a run's model in the terminal", ("tunesmith chat latest", "tunesmith chat latest --compare --message 'Book a table'")),
+    Verb("doctor", "doctor", "say what this machine can do and what is missing", ("tunesmith doctor", "tunesmith doctor --json")),
+    Verb("schema", "recipes", "print the recipe's JSON Schema, for editors", ("tunesmith schema > recipe.schema.json",)),
+)  # fmt: skip
+
+EXIT_CODES = """exit codes
+  0  done                          4  an extra, a device or a credential is missing
+  1  a bug of tunesmith's          5  a stage could not do its work
+  2  the command or the recipe     6  every stage ran; the gate says no
+  3  the data                     75  stopped by a signal; the same command goes on"""
+
+
+def overview() -> str:
+    """Return the text of `tunesmith --help`."""
+    lines = [
+        "tunesmith: from rows of data to a fine-tuned language model in production, from one recipe",
+        "",
+        "usage: tunesmith VERB [options]        tunesmith VERB --help teaches the verb",
+        "",
+    ]
+    lines += [f"  {verb.name:<9} {verb.summary}" for verb in VERBS if verb.shown]
+    lines += [
+        "",
+        "a first run",
+        "  tunesmith init recipe.yaml      write a recipe, then edit it",
+        "  tunesmith plan recipe.yaml      see what would happen",
+        "  tunesmith run recipe.yaml       do it; the same command continues after any stop",
+        "",
+        EXIT_CODES,
+    ]
+    return "\n".join(lines)
+
+
+def parser_for(verb: Verb) -> argparse.ArgumentParser:
+    """Return the argument parser of one verb, with its examples at the end of the help."""
+    import argparse
+
+    examples = "\n".join(f"  {example}" for example in verb.examples)
+    parser = argparse.ArgumentParser(
+        prog=f"tunesmith {verb.name}",
+        description=verb.summary[0].upper() + verb.summary[1:] + ".",
+        epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    getattr(_module(verb), f"add_arguments_{verb.name}")(parser)
+    return parser
+
+
+def _module(verb: Verb) -> ModuleType:
+    return importlib.import_module(f"tunesmith.cli.{verb.module}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"tunesmith {__version__}")
+        return 0
+    verb = next((verb for verb in VERBS if verb.name == arguments[0]), None)
+    if verb is None:
+        return _unknown_verb(arguments[0])
+    try:
+        args = parser_for(verb).parse_args(arguments[1:])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return _guarded(verb, args)
+
+
+def _unknown_verb(word: str) -> int:
+    from tunesmith.errors import nearest
+
+    guess = nearest(word, [verb.name for verb in VERBS])
+    print(f"tunesmith: there is no verb {word!r}", file=sys.stderr)
+    print(f"  → did you mean `tunesmith {guess}`?" if guess else "  → tunesmith --help lists them", file=sys.stderr)
+    return 2
+
+
+def _guarded(verb: Verb, args: argparse.Namespace) -> int:
+    """Run the verb; turn every error into a message and an exit code."""
+    from tunesmith.errors import TunesmithError
+
+    try:
+        return int(getattr(_module(verb), f"run_{verb.name}")(args))
+    except TunesmithError as error:
+        _complain(error, as_json=getattr(args, "json", False))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, not dumped on the user
+        return _bug(error)
+
+
+def _complain(error: Exception, *, as_json: bool) -> None:
+    from tunesmith.errors import RecipeError, TunesmithError
+    from tunesmith.recipe.environment import redact
+
+    assert isinstance(error, TunesmithError)
+    if as_json:
+        import json
+
+        problems = error.problems if isinstance(error, RecipeError) else [error]
+        listed = [{"what": redact(p.what), "where": p.where, "do": redact(p.do)} for p in problems]
+        print(json.dumps({"ok": False, "exit_code": error.exit_code, "problems": listed}, indent=2, ensure_ascii=False))
+    red, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}error:{reset} {redact(error.render())}", file=sys.stderr)
+
+
+def _bug(error: Exception) -> int:
+    """Write the traceback to a file and tell the user where it is."""
+    import os
+    import tempfile
+    import traceback
+
+    from tunesmith.recipe.environment import redact
+
+    text = redact("".join(traceback.format_exception(error)))
+    if os.environ.get("TUNESMITH_TRACEBACK"):
+        print(text, file=sys.stderr)
+    with tempfile.NamedTemporaryFile("w", prefix="tunesmith-bug-", suffix=".txt", delete=False) as file:
+        file.write(f"tunesmith {__version__}\n{' '.join(sys.argv)}\n\n{text}")
+    print(f"error: a bug in tunesmith: {type(error).__name__}: {redact(str(error))}", file=sys.stderr)
+    print(f"  → please report it with {file.name} (TUNESMITH_TRACEBACK=1 prints it)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

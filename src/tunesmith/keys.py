@@ -1,0 +1,130 @@
+"""What decides whether a stage has to run again: hashes of what it depends on, and of nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.artifacts import Artifact
+from tunesmith.recipe.schema import Recipe, Source
+from tunesmith.recipe.walk import plain
+from tunesmith.store.files import HashCache, fingerprint
+from tunesmith.store.run_dir import cache_root
+
+# Raised when a stage's code changes what it makes from the same inputs.
+VERSIONS = {"data": 1, "train": 1, "merge": 1, "evaluate": 1, "bench": 1, "gate": 1, "report": 1, "publish": 1}
+
+# They change speed, memory or what is kept on the way, never the result.
+_WITHOUT_EFFECT = {
+    "data": ("num_workers",),
+    "train": (
+        "per_device_train_batch_size",
+        "gradient_checkpointing",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Hashes of everything outside the run directory that stages read."""
+
+    model: dict[str, Any]  # name_or_path, revision, path, fingerprint of weights, fingerprint of the rest
+    files: dict[str, dict[str, str]]  # stage -> file -> sha256
+
+
+def gather(recipe: Recipe, model_path: Path) -> Inputs:
+    """Hash the base model and every local file the recipe names. Hashes are remembered between commands.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    from tunesmith.rows.sources import source_files
+
+    cache = HashCache(cache_root(recipe.output_dir) / "hashes.json")
+
+    def hashes(sources: tuple[Source, ...] | list[Source]) -> dict[str, str]:
+        return {str(file): cache.sha256(file) for source in sources for file in source_files(source)}
+
+    evaluate, bench = recipe.evaluate, recipe.bench
+    tasks = [task for task in (evaluate.text, evaluate.function_calls) if task] if evaluate else []
+    template = recipe.data.chat_template
+    templates = {template: cache.sha256(Path(template))} if Path(template).is_file() else {}
+    return Inputs(
+        model=_model(recipe, model_path, cache),
+        files={
+            "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
+            "evaluate": hashes([Source(path) for task in tasks for path in task.files]),
+            "bench": hashes([Source(path) for path in bench.prompts]) if bench else {},
+        },
+    )
+
+
+def _model(recipe: Recipe, path: Path, cache: HashCache) -> dict[str, Any]:
+    weights: dict[str, str] = {}
+    rest: dict[str, str] = {}
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt", ".py"):
+            (weights if file.suffix == ".safetensors" else rest)[file.name] = cache.sha256(file)
+    return {
+        "name_or_path": recipe.model.name_or_path,
+        "revision": recipe.model.revision,
+        "path": str(path),
+        "weights": fingerprint(weights),
+        "rest": fingerprint(rest),
+    }
+
+
+def _part(recipe: Recipe, section: str) -> Any:
+    document = plain(getattr(recipe, section))
+    ignored = _WITHOUT_EFFECT.get(section, ())
+    return {k: v for k, v in document.items() if k not in ignored} if isinstance(document, dict) else document
+
+
+def _serve_part(recipe: Recipe) -> dict[str, Any]:
+    return {"engine": recipe.serve.engine, "max_model_len": recipe.serve.max_model_len}
+
+
+def _parts(stage: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the part of the recipe that a stage's result depends on."""
+    name, objective = recipe.name, recipe.train.objective
+    table = {
+        "data": lambda: {"data": _part(recipe, "data"), "objective": objective, "seed": recipe.seed},
+        "train": lambda: {
+            "model": _part(recipe, "model"),
+            "train": _part(recipe, "train"),
+            "packing": recipe.data.packing,
+            "seed": recipe.seed,
+        },
+        "merge": lambda: _part(recipe, "merge"),
+        "evaluate": lambda: {
+            "evaluate": _part(recipe, "evaluate") | {"concurrency": None},
+            "serve": _serve_part(recipe),
+            "dtype": recipe.model.dtype,
+            "seed": recipe.seed,
+        },
+        "bench": lambda: {"bench": _part(recipe, "bench"), "serve": _serve_part(recipe), "dtype": recipe.model.dtype},
+        "gate": lambda: list(recipe.gate),
+        "report": lambda: {"report": _part(recipe, "report"), "recipe": plain(recipe)},
+        "publish": lambda: {"publish": _part(recipe, "publish"), "name": name},
+    }
+    return {"stage": stage, "version": VERSIONS[stage], "part": table[stage]()}
+
+
+def stage_key(stage: str, recipe: Recipe, inputs: Inputs, records: list[Artifact | None]) -> str:
+    """Return the hash of everything a stage's result depends on."""
+    document = _parts(stage, recipe)
+    document["records"] = [dataclasses.asdict(record) if record else None for record in records]
+    document["files"] = inputs.files.get(stage, {})
+    if stage in ("data", "train", "merge", "evaluate", "bench"):
+        document["model"] = [inputs.model["rest"]] if stage == "data" else [inputs.model["rest"], inputs.model["weights"]]
+    return fingerprint(document)
+
+
+def identity(recipe: Recipe, inputs: Inputs) -> str:
+    """Return the hash of what is trained on what: runs with the same identity share a directory."""
+    return fingerprint([stage_key("data", recipe, inputs, []), stage_key("train", recipe, inputs, [])])

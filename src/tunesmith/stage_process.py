@@ -1,0 +1,86 @@
+"""A stage in a process of its own, and what signals do to it.
+
+Training and merging get their own process: its memory is given back when it ends, `torchrun` can start several of it,
+and the pipeline itself never loads an ML library. The child's last error comes back through a file in its stage
+directory. It dies with the pipeline, so that a killed pipeline leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+from typing import TypeVar
+
+from tunesmith import errors
+from tunesmith.artifacts import Artifact
+from tunesmith.errors import Interrupted, StageError, TunesmithError
+from tunesmith.process import die_with_parent
+from tunesmith.store import files
+from tunesmith.store.run_dir import RunDir
+
+Record = TypeVar("Record", bound=Artifact)
+
+_GRACE_SECONDS = 120.0  # for a checkpoint, after a stop signal
+
+
+def raise_on_signals() -> None:
+    """Turn SIGTERM and SIGUSR1 into `Interrupted` in the main thread; SIGINT already is KeyboardInterrupt."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(f"stopped by {name}", do="the same command goes on where this run stopped")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
+
+
+def run(stage: str, run_dir: RunDir, kind: type[Record]) -> Record:
+    """Run `tunesmith stage NAME RUN_DIR` and return the record it left.
+
+    Raises:
+        TunesmithError: what the stage raised, of the same class.
+        StageError: the process died without a word.
+    """
+    error_file = run_dir.stage(stage) / "error.json"
+    error_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "tunesmith", "stage", stage, str(run_dir.path), "--child"]
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
+    try:
+        code = child.wait()
+    except (KeyboardInterrupt, Interrupted):
+        child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(KeyboardInterrupt, Interrupted, subprocess.TimeoutExpired):
+            child.wait(timeout=_GRACE_SECONDS)
+        raise
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    if code != 0:
+        raise _error_of(stage, run_dir, code)
+    return run_dir.load(kind)
+
+
+def note_error(stage: str, run_dir: RunDir, error: TunesmithError) -> None:
+    """Leave an error where the parent process finds it."""
+    document = {"class": type(error).__name__, "what": error.what, "where": error.where, "do": error.do}
+    files.write_json(run_dir.stage(stage) / "error.json", document)
+
+
+def _error_of(stage: str, run_dir: RunDir, code: int) -> TunesmithError:
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads((run_dir.stage(stage) / "error.json").read_text())
+        kind = getattr(errors, str(told["class"]), StageError)
+        error: TunesmithError = kind(told["what"], where=told["where"], do=told["do"])
+        return error
+    if code < 0:
+        name = signal.Signals(-code).name
+        do = "SIGKILL usually means that memory ran out: lower train.per_device_train_batch_size or data.max_length"
+        return StageError(f"the process of stage {stage} was ended by {name}", where=str(run_dir.path), do=do)
+    return StageError(f"the process of stage {stage} ended with exit code {code}", where=str(run_dir.path))
