@@ -193,6 +193,5 @@ class Release(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    record.kind: record
-    for record in (Dataset, Checkpoint, Weights, Endpoint, Scores, Speeds, Verdict, Report, Release)
+    record.kind: record for record in (Dataset, Checkpoint, Weights, Endpoint, Scores, Speeds, Verdict, Report, Release)
 }

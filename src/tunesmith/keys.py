@@ -121,7 +121,9 @@ def stage_key(stage: str, recipe: Recipe, inputs: Inputs, records: list[Artifact
     document["records"] = [dataclasses.asdict(record) if record else None for record in records]
     document["files"] = inputs.files.get(stage, {})
     if stage in ("data", "train", "merge", "evaluate", "bench"):
-        document["model"] = [inputs.model["rest"]] if stage == "data" else [inputs.model["rest"], inputs.model["weights"]]
+        document["model"] = (
+            [inputs.model["rest"]] if stage == "data" else [inputs.model["rest"], inputs.model["weights"]]
+        )
     return fingerprint(document)
 
 

@@ -36,7 +36,8 @@ from tunesmith.recipe.environment import redact
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
-from tunesmith.store import files, run_dir as runs
+from tunesmith.store import files
+from tunesmith.store import run_dir as runs
 from tunesmith.store.run_dir import RunDir
 from tunesmith.track import console
 
@@ -293,6 +294,21 @@ def _is_done(work: Work, stage: Stage) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_in_process(name: str, recipe: Recipe, run_dir: RunDir) -> Artifact:
+    """Run one stage of an existing run here and now, whatever its key says."""
+    if name == "train":
+        from tunesmith.train import stage as training
+
+        return training.run(recipe, run_dir)
+    if name == "merge":
+        from tunesmith import merge as merging
+
+        return merging.run(recipe, run_dir)
+    stage = next(stage for stage in STAGES if stage.name == name)
+    with contextlib.ExitStack() as stack:
+        return stage.run(Work(recipe, run_dir, keys.Inputs({}, {}), {"stages": {}}, stack))
 
 
 def load_resolved(run_dir: RunDir) -> Recipe:

@@ -30,20 +30,71 @@ class Verb:
 
 
 VERBS = (
-    Verb("init", "recipes", "write a first recipe", ("tunesmith init", "tunesmith init my.yaml --model Qwen/Qwen2.5-0.5B-Instruct --data rows.jsonl")),
-    Verb("check", "recipes", "find every mistake in a recipe", ("tunesmith check recipe.yaml", "tunesmith check recipe.yaml --set train.lora.r=32 --json")),
-    Verb("plan", "recipes", "show what a run would do: rows, steps, memory, decisions", ("tunesmith plan recipe.yaml", "tunesmith plan recipe.yaml --json")),
-    Verb("run", "running", "run a recipe, or go on where it stopped", ("tunesmith run recipe.yaml", "tunesmith run recipe.yaml --set train.learning_rate=1e-4", "tunesmith run recipe.yaml --until train")),
+    Verb(
+        "init",
+        "recipes",
+        "write a first recipe",
+        ("tunesmith init", "tunesmith init my.yaml --model Qwen/Qwen2.5-0.5B-Instruct --data rows.jsonl"),
+    ),
+    Verb(
+        "check",
+        "recipes",
+        "find every mistake in a recipe",
+        ("tunesmith check recipe.yaml", "tunesmith check recipe.yaml --set train.lora.r=32 --json"),
+    ),
+    Verb(
+        "plan",
+        "recipes",
+        "show what a run would do: rows, steps, memory, decisions",
+        ("tunesmith plan recipe.yaml", "tunesmith plan recipe.yaml --json"),
+    ),
+    Verb(
+        "run",
+        "running",
+        "run a recipe, or go on where it stopped",
+        (
+            "tunesmith run recipe.yaml",
+            "tunesmith run recipe.yaml --set train.learning_rate=1e-4",
+            "tunesmith run recipe.yaml --until train",
+        ),
+    ),
     Verb("stage", "running", "run one stage of an existing run (what `run` calls)", ("tunesmith stage merge latest",)),
-    Verb("data", "data", "show rows as the model sees them, convert exports", ("tunesmith data show recipe.yaml", "tunesmith data convert export.json --to rows.jsonl")),
+    Verb(
+        "data",
+        "data",
+        "show rows as the model sees them, convert exports",
+        ("tunesmith data show recipe.yaml", "tunesmith data convert export.json --to rows.jsonl"),
+    ),
     Verb("runs", "runs", "list runs, or show one", ("tunesmith runs", "tunesmith runs latest --json")),
-    Verb("compare", "runs", "put the numbers of runs side by side", ("tunesmith compare latest 20260131-142233-mine", "tunesmith compare quickstart mine --json")),
+    Verb(
+        "compare",
+        "runs",
+        "put the numbers of runs side by side",
+        ("tunesmith compare latest 20260131-142233-mine", "tunesmith compare quickstart mine --json"),
+    ),
     Verb("report", "runs", "make a run's page again and say where it is", ("tunesmith report latest",)),
-    Verb("serve", "serving", "serve a run's model behind an OpenAI-compatible API", ("tunesmith serve latest", "tunesmith serve latest --base --port 8000")),
-    Verb("chat", "serving", "talk to a run's model in the terminal", ("tunesmith chat latest", "tunesmith chat latest --compare --message 'Book a table'")),
-    Verb("doctor", "doctor", "say what this machine can do and what is missing", ("tunesmith doctor", "tunesmith doctor --json")),
-    Verb("schema", "recipes", "print the recipe's JSON Schema, for editors", ("tunesmith schema > recipe.schema.json",)),
-)  # fmt: skip
+    Verb(
+        "serve",
+        "serving",
+        "serve a run's model behind an OpenAI-compatible API",
+        ("tunesmith serve latest", "tunesmith serve latest --base --port 8000"),
+    ),
+    Verb(
+        "chat",
+        "serving",
+        "talk to a run's model in the terminal",
+        ("tunesmith chat latest", "tunesmith chat latest --compare --message 'Book a table'"),
+    ),
+    Verb(
+        "doctor",
+        "doctor",
+        "say what this machine can do and what is missing",
+        ("tunesmith doctor", "tunesmith doctor --json"),
+    ),
+    Verb(
+        "schema", "recipes", "print the recipe's JSON Schema, for editors", ("tunesmith schema > recipe.schema.json",)
+    ),
+)
 
 EXIT_CODES = """exit codes
   0  done                          4  an extra, a device or a credential is missing

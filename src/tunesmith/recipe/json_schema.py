@@ -41,9 +41,11 @@ def json_schema() -> dict[str, Any]:
     } | root["properties"]
     # A recipe that extends another may leave out what the other one has.
     root["anyOf"] = [{"required": ["extends"]}, {"required": root.pop("required")}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tunesmith recipe"} | root | {
-        "$defs": definitions
-    }
+    return (
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tunesmith recipe"}
+        | root
+        | {"$defs": definitions}
+    )
 
 
 def _object(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +122,8 @@ def recipe_page() -> str:
         "- `${env:NAME}` in any text stands for an environment variable. The reference, never the value, is written to",
         "  snapshots, hashes, logs and reports.",
         "- Paths are relative to the directory the command is run in; `extends` is relative to the recipe.",
-        "- `auto` means: decide and tell me (`tunesmith plan` shows each decision with its reason). A missing or `null`",
-        "  section is not run.",
+        "- `auto` means: decide and tell me (`tunesmith plan` shows each decision with its reason).",
+        "- A section whose default is \"not asked for\" is not run when it is missing or `null`.",
         "- Unknown keys, wrong types and impossible combinations are errors, all reported at once.",
         "",
     ]
@@ -131,7 +133,14 @@ def recipe_page() -> str:
 
 def _section(cls: type, prefix: str, title: str) -> list[str]:
     level = "##" if prefix.count(".") <= 1 else "###"
-    lines = [f"{level} {title}", "", inspect.getdoc(cls) or "", "", "| key | value | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        f"{level} {title}",
+        "",
+        inspect.getdoc(cls) or "",
+        "",
+        "| key | value | default | meaning |",
+        "|---|---|---|---|",
+    ]
     inner: list[str] = []
     for field in dataclasses.fields(cls):
         annotation = hints(cls)[field.name]

@@ -1,7 +1,7 @@
 """A recipe file and what the command line adds to it, read into a `Recipe`, with every problem at its line.
 
-`load` is the door. YAML is read by the 1.2 core rules (`1e-5` is a number, `no` is text); a key given twice is an error.
-`extends:` names one other recipe, relative to the file it stands in; mappings are merged, everything else is replaced.
+`load` is the door. YAML is read by the 1.2 core rules (`1e-5` is a number, `no` is text); a key given twice is an
+error. `extends:` names one other recipe, relative to the file it stands in; mappings are merged, all else is replaced.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _apply_setting(document: dict[str, Any], marks: Marks, setting: str) -> None
     if not equals or not parts:
         raise UsageError(f"--set {setting!r} is not of the form key=value", do="e.g. --set train.learning_rate=1e-4")
     try:
-        value = yaml.load(text, Loader=_CoreLoader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_CoreLoader)
     except yaml.YAMLError:
         raise UsageError(f"--set {setting!r}: the value is not valid YAML", do="quote it for the shell") from None
     node: Any = document

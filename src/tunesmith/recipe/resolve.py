@@ -107,7 +107,10 @@ def _gradient_checkpointing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
     free = 0.9 * facts.device_memory_bytes - fixed_bytes(recipe, facts)
     needed = activation_bytes_per_token(recipe, facts) * recipe.data.max_length
     if needed > free:
-        return True, f"one sequence would need {needed / 2**30:.1f} GiB of activations, and {free / 2**30:.1f} GiB are left"
+        return (
+            True,
+            f"one sequence would need {needed / 2**30:.1f} GiB of activations, and {free / 2**30:.1f} GiB are left",
+        )
     return False, f"one sequence needs {needed / 2**30:.2f} GiB of activations, and {free / 2**30:.1f} GiB are left"
 
 

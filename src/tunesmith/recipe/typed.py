@@ -50,7 +50,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Shorthand:
-    """A plain string may stand for the mapping `{key: string}`; `*`: a list of names may stand for a mapping of switches."""
+    """Text may stand for the mapping `{key: text}`; with `*`, a list of names for a mapping of switches."""
 
     key: str
 
@@ -189,7 +189,9 @@ def _read_union(annotation: Any, value: Any, misfits: list[Misfit], path: KeyPat
     if value is None:
         if len(options) < len(get_args(annotation)):
             return None
-        misfits.append(Misfit(path, f"`{key_path(path)}` is empty", f"give {expected(annotation)}, or leave the key out"))
+        misfits.append(
+            Misfit(path, f"`{key_path(path)}` is empty", f"give {expected(annotation)}, or leave the key out")
+        )
         return None
     attempts: list[list[Misfit]] = []
     for option in options:

@@ -1,7 +1,7 @@
 """Files that are either whole or not there.
 
-Every write goes to a temporary name in the same directory, is flushed to the disk and renamed into place: a crash leaves
-the old content or the new one, never a mixture. What a crash may lose is the write that was under way.
+Every write goes to a temporary name in the same directory, is flushed to the disk and renamed into place: a crash
+leaves the old content or the new one, never a mixture. What a crash may lose is the write that was under way.
 """
 
 from __future__ import annotations

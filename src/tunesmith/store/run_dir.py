@@ -1,12 +1,12 @@
 """A run directory: every file name of a run is a property here, and nowhere else.
 
-    outputs/runs/20260131-142233-NAME/
-      recipe.yaml            the recipe as it was written (after `extends` and `--set`), environment references kept
-      recipe.resolved.yaml   without any `auto`, every default written out
-      run.json               state, timings and keys of the stages; lineage; what was decided and why
-      metrics.jsonl          every number training and evaluation logged
-      STAGE/artifact.json    the record a stage left, written last: it is there when the stage is done
-      STAGE/…                what the record points to
+outputs/runs/20260131-142233-NAME/
+  recipe.yaml            the recipe as it was written (after `extends` and `--set`), environment references kept
+  recipe.resolved.yaml   without any `auto`, every default written out
+  run.json               state, timings and keys of the stages; lineage; what was decided and why
+  metrics.jsonl          every number training and evaluation logged
+  STAGE/artifact.json    the record a stage left, written last: it is there when the stage is done
+  STAGE/…                what the record points to
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.artifacts import Artifact
+from tunesmith.artifacts import KINDS, Artifact
 from tunesmith.errors import StageError, UsageError
 from tunesmith.store import files
 
@@ -152,10 +152,22 @@ class RunDir:
         try:
             return kind.from_json(json.loads(path.read_text()))
         except FileNotFoundError:
-            raise StageError(f"stage {stage} has not run yet", where=str(self.path), do="run the whole recipe") from None
+            raise StageError(
+                f"stage {stage} has not run yet", where=str(self.path), do="run the whole recipe"
+            ) from None
         except (ValueError, TypeError) as error:
             do = f"remove {path} and run again"
             raise StageError(f"the record of stage {stage} cannot be read: {error}", where=str(path), do=do) from None
+
+    def records(self) -> dict[str, Artifact]:
+        """Return every record that is there, by kind, in the order of the stages."""
+        found = {kind: self.find(KINDS[kind]) for kind in _STAGE_OF}
+        return {kind: record for kind, record in found.items() if record is not None}
+
+    @staticmethod
+    def stage_of(kind: str) -> str:
+        """Return the stage that leaves records of a kind."""
+        return _STAGE_OF[kind]
 
     def find(self, kind: type[Record]) -> Record | None:
         """Read the record of a kind, or return None when its stage has not run."""

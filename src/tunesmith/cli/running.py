@@ -1,0 +1,77 @@
+"""`run` and `stage`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+STAGE_NAMES = ("data", "train", "merge", "evaluate", "bench", "gate", "report", "publish")
+
+
+def add_arguments_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="the recipe file")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
+    parser.add_argument("--until", choices=STAGE_NAMES, help="stop after this stage")
+    parser.add_argument("--new", action="store_true", help="start a new run although an unfinished or equal one exists")
+    parser.add_argument("--json", action="store_true", help="print the run's records as JSON when it is done")
+
+
+def run_run(args: argparse.Namespace) -> int:
+    from tunesmith import pipeline, summary
+    from tunesmith.artifacts import Report, Scores
+    from tunesmith.errors import GateFailed
+    from tunesmith.recipe.load import load
+    from tunesmith.store.run_dir import find_run
+
+    loaded = load(args.recipe, args.set)
+    failed: GateFailed | None = None
+    try:
+        run_dir = pipeline.run(loaded, new=args.new, until=args.until)
+    except GateFailed as error:
+        failed = error
+        run_dir = find_run(error.where, loaded.recipe.output_dir)
+    if args.json:
+        import json
+
+        records = {kind: record.to_json() for kind, record in run_dir.records().items()}
+        print(json.dumps({"ok": failed is None, "run": str(run_dir.path), "records": records}, indent=2))
+    else:
+        scores, page = run_dir.find(Scores), run_dir.find(Report)
+        if scores is not None:
+            print(f"\n{summary.comparison_table(scores)}\n")
+        if page is not None:
+            print(f"report: {run_dir.absolute(page.path)}")
+    if failed is not None:
+        raise failed
+    return 0
+
+
+def add_arguments_stage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stage", choices=STAGE_NAMES, help="the stage")
+    parser.add_argument("run", help="a run directory, its name, a recipe's name, or `latest`")
+    parser.add_argument("--output-dir", default="outputs", help="where runs are (default: outputs)")
+    parser.add_argument("--child", action="store_true", help="leave errors for a waiting `tunesmith run`")
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    """Run one stage in this process, from the run's own resolved recipe."""
+    from tunesmith import pipeline, stage_process, summary
+    from tunesmith.errors import TunesmithError
+    from tunesmith.store.run_dir import find_run
+
+    run_dir = find_run(args.run, args.output_dir)
+    recipe = pipeline.load_resolved(run_dir)
+    if args.child:
+        try:
+            run_dir.save(pipeline.run_in_process(args.stage, recipe, run_dir))
+        except TunesmithError as error:
+            stage_process.note_error(args.stage, run_dir, error)
+            return error.exit_code
+        return 0
+    with run_dir.locked():
+        record = pipeline.run_in_process(args.stage, recipe, run_dir)
+        run_dir.save(record)
+    print(summary.line(args.stage, record))
+    return 0
