@@ -149,10 +149,16 @@ class Scores(Artifact):
     """Results of every evaluation task, base beside tuned."""
 
     kind: ClassVar[str] = "scores"
-    # task -> metric -> {"base": x | None, "tuned": y, "num_items": n}; task names are dotted, as gate rules read them.
-    tasks: dict[str, dict[str, dict[str, float | int | None]]]
+    # task -> metric -> record; task names are dotted, as gate rules read them. A record holds `base` (None when not
+    # measured) and `tuned` with `_low`, `_high` (95 %) and `_num_failed` each, `num_items`, `maximum` of the scale and
+    # which way is `better` (higher | lower); over the `num_pairs` items both models answered, `difference` with `_low`
+    # and `_high`, `p_value` and the `verdict` (improved | regressed | cannot tell); for right-or-wrong metrics also
+    # `num_fixed` and `num_broken`.
+    tasks: dict[str, dict[str, dict[str, float | int | str | None]]]
     items: dict[str, str] = field(default_factory=dict)  # task -> per-item results (JSONL) in the run directory
     seconds: float = 0.0
+    failures: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # task -> base | tuned -> kind -> n
+    num_unanswered: int = 0  # requests that failed through the endpoint's fault: another try may answer them
 
 
 @dataclass(frozen=True)

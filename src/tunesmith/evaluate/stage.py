@@ -1,0 +1,124 @@
+"""Measure the tuned model beside the base model: the same items, the same prompts, the same seed.
+
+The base model is asked first, then the tuned one. Answers are kept as they arrive, so a killed evaluation asks only
+what is missing. An endpoint that dies is started once more; what fails even then is counted as wrong, is left out of
+the paired comparison, and never stops the run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.artifacts import Scores, Serving, Which
+from tunesmith.evaluate.client import Answer, Patience
+from tunesmith.evaluate.function_calls import FunctionCalls
+from tunesmith.evaluate.interview import Interview
+from tunesmith.evaluate.summary import Outcome, failures, summarise
+from tunesmith.evaluate.task import Item, Task
+from tunesmith.evaluate.text import TextAnswers
+from tunesmith.recipe.schema import Evaluate, Recipe
+from tunesmith.rows.conversation import Message
+from tunesmith.store import files
+from tunesmith.store.run_dir import RunDir
+
+_PROMPT_TAIL_CHARACTERS = 600
+
+
+def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience | None = None) -> Scores:
+    """Ask and judge every task of `recipe.evaluate`.
+
+    Raises:
+        DataError: a file of a task is missing, or a row in it cannot be read.
+        EvaluateError: not one item was answered by one of the models.
+    """
+    assert recipe.evaluate is not None, "the recipe evaluates nothing"
+    started = time.monotonic()
+    tasks = tasks_of(recipe.evaluate)
+    items = [task.items() for task in tasks]
+    everything = [item for of_task in items for item in of_task]
+    models: tuple[Which, ...] = ("base", "tuned") if recipe.evaluate.base_model else ("tuned",)
+    answers: dict[Which, list[Answer]] = {}
+    for which in models:
+        answers[which] = Interview(recipe, run_dir, serving, which, patience or Patience()).answers(everything)
+
+    numbers: dict[str, dict[str, dict[str, float | int | str | None]]] = {}
+    mistakes: dict[str, dict[str, dict[str, int]]] = {}
+    begin = 0
+    for task, of_task in zip(tasks, items, strict=True):
+        end = begin + len(of_task)
+        outcomes = {which: _judge(task, of_task, answers[which][begin:end]) for which in models}
+        numbers[task.name] = summarise(task.metrics, outcomes, recipe.seed)
+        mistakes[task.name] = {which: failures(of_model) for which, of_model in outcomes.items()}
+        _write_items(run_dir.items(task.name), of_task, outcomes)
+        begin = end
+    return Scores(
+        tasks=numbers,
+        items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks},
+        seconds=round(time.monotonic() - started, 3),
+        failures=mistakes,
+        num_unanswered=sum(answer.may_succeed_later for of_model in answers.values() for answer in of_model),
+    )
+
+
+def tasks_of(evaluate: Evaluate) -> list[Task]:
+    """Return the tasks that a recipe asks for."""
+    tasks: list[Task] = []
+    if evaluate.text:
+        tasks.append(TextAnswers(evaluate.text))
+    if evaluate.function_calls:
+        tasks.append(FunctionCalls(evaluate.function_calls))
+    return tasks
+
+
+def summary(scores: Scores) -> dict[str, float]:
+    """Return the numbers that trackers show, by names such as `evaluate/text/exact_match/tuned`."""
+    found: dict[str, float] = {}
+    for task, metrics in scores.tasks.items():
+        for metric, record in metrics.items():
+            for which in ("base", "tuned"):
+                value = record.get(which)
+                if isinstance(value, int | float):
+                    found[f"evaluate/{task.replace('.', '/')}/{metric}/{which}"] = float(value)
+    return found
+
+
+def _judge(task: Task, items: Sequence[Item], answers: Sequence[Answer]) -> list[Outcome]:
+    return [Outcome(answer, task.judge(item, answer)) for item, answer in zip(items, answers, strict=True)]
+
+
+def _write_items(path: Path, items: Sequence[Item], outcomes: Mapping[Which, Sequence[Outcome]]) -> None:
+    """Write one line per item: its prompt's end, the reference, and what each model made of it."""
+    lines = []
+    for index, item in enumerate(items):
+        line: dict[str, Any] = {
+            "id": item.id,
+            "prompt_tail": _prompt_tail(item.messages),
+            "reference": item.reference_text,
+        }
+        for which, of_model in outcomes.items():
+            line[which] = _told(of_model[index])
+        lines.append(json.dumps(line, ensure_ascii=False))
+    # A row may hold half of a surrogate pair, which UTF-8 cannot.
+    files.write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    answer, judgement = outcome.answer, outcome.judgement
+    return {
+        "answer": judgement.answer_text,
+        "correct": judgement.correct,
+        "scores": judgement.scores,
+        "error": judgement.error or (f"request_failed:{answer.error}" if answer.error else ""),
+        "detail": answer.detail,
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def _prompt_tail(messages: Sequence[Message]) -> str:
+    """Return the last message of the prompt, its end when it is long."""
+    content = str(messages[-1].get("content") or "") if messages else ""
+    return content if len(content) <= _PROMPT_TAIL_CHARACTERS else f"…{content[-_PROMPT_TAIL_CHARACTERS:]}"
