@@ -1,0 +1,56 @@
+"""Resolving: no `auto` is left, every decision has its reason, and the same facts decide the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from tunesmith.recipe.load import load
+from tunesmith.recipe.resolve import Facts, resolve
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.walk import plain, strings
+
+LAPTOP = Facts(device="cpu", num_cpus=2, device_memory_bytes=16 << 30, has_fast_bfloat16=True, num_parameters=5_000_000)
+BIG = dict(num_parameters=7_600_000_000, num_layers=28, hidden_size=3584, vocab_size=152_064)
+SERVER = Facts(
+    device="cuda", device_memory_bytes=80 << 30, has_fast_bfloat16=True, installed=frozenset({"vllm"}), **BIG
+)
+
+
+def recipe(tmp_path: Path, text: str = "") -> Recipe:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: t\nmodel: m\ndata: {train: rows.jsonl}\n" + text)
+    return load(path).recipe
+
+
+def test_no_auto_is_left_but_formats_that_rows_decide(tmp_path: Path) -> None:
+    resolved, decisions = resolve(recipe(tmp_path), LAPTOP)
+    left = [path for path, text in strings(resolved) if text == "auto" and path[-1] != "format"]
+    assert left == []
+    assert all(decision.reason for decision in decisions)
+    assert resolve(recipe(tmp_path), LAPTOP) == (resolved, decisions)
+
+
+def test_what_was_given_is_never_changed(tmp_path: Path) -> None:
+    given = recipe(tmp_path, "train: {per_device_train_batch_size: 3, gradient_checkpointing: true}\n")
+    resolved, decisions = resolve(given, LAPTOP)
+    assert resolved.train == given.train
+    assert not any(decision.key.startswith("train.") for decision in decisions)
+
+
+def test_the_engine_follows_the_device(tmp_path: Path) -> None:
+    assert resolve(recipe(tmp_path), LAPTOP)[0].serve.engine == "embedded"
+    assert resolve(recipe(tmp_path), SERVER)[0].serve.engine == "vllm"
+
+
+def test_the_micro_batch_divides_the_global_batch(tmp_path: Path) -> None:
+    for total in (1, 6, 16, 48):
+        resolved, _ = resolve(recipe(tmp_path, f"train: {{global_batch_size: {total}, method: full}}\n"), SERVER)
+        assert isinstance(resolved.train.per_device_train_batch_size, int)
+        assert total % resolved.train.per_device_train_batch_size == 0
+
+
+def test_the_answer_is_bounded_by_the_model(tmp_path: Path) -> None:
+    facts = dataclasses.replace(LAPTOP, max_position_embeddings=1024)
+    assert resolve(recipe(tmp_path), facts)[0].serve.max_model_len == 1024
+    assert plain(resolve(recipe(tmp_path), LAPTOP)[0])["serve"]["max_model_len"] == 2304
