@@ -101,9 +101,15 @@ def _write_items(path: Path, items: Sequence[Item], outcomes: Mapping[Which, Seq
         }
         for which, of_model in outcomes.items():
             line[which] = _told(of_model[index])
-        lines.append(json.dumps(line, ensure_ascii=False))
+        lines.append(_one_line(line))
     # A row may hold half of a surrogate pair, which UTF-8 cannot.
     files.write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+
+
+def _one_line(document: dict[str, Any]) -> str:
+    """Return JSON on one line for every reader: some also break lines at these three, which JSON leaves as they are."""
+    text = json.dumps(document, ensure_ascii=False)
+    return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

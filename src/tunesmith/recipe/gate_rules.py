@@ -1,16 +1,24 @@
 """The language of `gate`: `NUMBER_PATH < 500` (also <=, >, >=, ==) and `improved(NUMBER_PATH)`.
 
-A path names a number of the run: `evaluate.TASK.METRIC` (the tuned model's value), `bench.cN.METRIC`, or
-`train.FIELD`. Parsed here, so that `check` finds a broken rule before anything runs; decided in `gate.py`.
+A path names a number of the run: `evaluate.TASK.METRIC` (the tuned model's value; `evaluate.TASK.METRIC.base` and
+other fields of its record, too), `bench.cN.METRIC`, `train.FIELD`, `data.FIELD` or `data.counts.FIELD`. Parsed here,
+so that `check` finds a broken rule before anything runs; decided in `gate.py`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 OPERATORS = ("<=", ">=", "==", "<", ">")
 SECTIONS = ("evaluate", "bench", "train", "data")
+_SHAPES = {
+    "evaluate": "`evaluate.TASK.METRIC`, such as `evaluate.text.exact_match`",
+    "bench": "`bench.cN.METRIC`, such as `bench.c16.ttft_p95_ms`",
+    "train": "`train.FIELD`, such as `train.final_loss`",
+    "data": "`data.FIELD`, such as `data.counts.quarantined`",
+}
 
 
 class RuleError(ValueError):
@@ -57,13 +65,17 @@ def parse_rule(text: str) -> Rule:
         limit = float(number)
     except ValueError:
         raise RuleError(f"{number!r} is not a number") from None
+    if math.isnan(limit):
+        raise RuleError("no value is above, below or equal to nan")
     return Rule(text, _checked_path(path), operator=operator, limit=limit)
 
 
 def _checked_path(path: str) -> str:
-    section = path.split(".")[0]
+    section, *rest = path.split(".")
     if section not in SECTIONS:
         raise RuleError(f"a path begins with {', '.join(SECTIONS)}; found {path!r}")
-    if len(path.split(".")) < 2:
-        raise RuleError(f"{path!r} names a whole section, not a number")
+    if "" in rest:
+        raise RuleError(f"{path!r} has nothing between two dots, or ends with one")
+    if len(rest) < (1 if section in ("train", "data") else 2):
+        raise RuleError(f"{path!r} names a whole group of numbers, not one; write {_SHAPES[section]}")
     return path
