@@ -1,4 +1,4 @@
-"""Write the generated pages, or check that they are fresh: docs/recipe.md from the schema, docs/cli.md from the verbs."""
+"""Write the generated pages, or check that they are fresh: docs/recipe.md (schema) and docs/cli.md (verbs)."""
 
 from __future__ import annotations
 

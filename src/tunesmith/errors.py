@@ -62,7 +62,7 @@ class RecipeError(TunesmithError):
 
     def render(self) -> str:
         # TunesmithError.__init__ renders before the subclass is complete on unpickling: keep it total.
-        problems = getattr(self, "problems", [])
+        problems: list[TunesmithError] = getattr(self, "problems", [])
         if len(problems) == 1:
             return problems[0].render()
         body = "\n".join(problem.render() for problem in problems)

@@ -45,7 +45,7 @@ for _tag, _pattern, _first in (
     ("float", r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
     ("float", r"^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$", "-+."),
 ):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))  # type: ignore[no-untyped-call]
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
 def core_resolvers() -> dict[str, Any]:
@@ -153,7 +153,7 @@ def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], Marks]:
             _mark(node, (), name, marks, problems)
         if problems:
             raise RecipeError(problems)
-        document = loader.construct_document(node) if node is not None else None  # type: ignore[no-untyped-call]
+        document = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -164,7 +164,7 @@ def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], Marks]:
         what = "not valid YAML: " + " ".join(str(error).split())[:200]
         raise RecipeError([TunesmithError(what, where=name, do="write plain text in UTF-8")]) from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if not isinstance(document, dict):
         what = "is empty" if document is None else "is not a mapping of keys to values"
         do = "start with `name:`, `model:` and `data:`; `tunesmith init` writes an example"

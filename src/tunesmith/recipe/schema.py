@@ -149,7 +149,9 @@ class Train:
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     adam_beta1: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.9
+    """Decay of AdamW's first moment."""
     adam_beta2: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.999
+    """Decay of AdamW's second moment."""
     gradient_checkpointing: Auto | bool = "auto"
     """Recompute activations in the backward pass: less memory, a third more compute."""
     logging_steps: PositiveInt = 1

@@ -8,6 +8,7 @@ has to be checked in less than that (see docs/decisions/0002-own-recipe-reader.m
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 import types
 import typing
@@ -38,10 +39,10 @@ class Bound:
         if not isinstance(value, int | float):
             return None
         for limit, holds, words in (
-            (self.minimum, lambda v, m: v >= m, "at least"),
-            (self.above, lambda v, m: v > m, "greater than"),
-            (self.maximum, lambda v, m: v <= m, "at most"),
-            (self.below, lambda v, m: v < m, "less than"),
+            (self.minimum, operator.ge, "at least"),
+            (self.above, operator.gt, "greater than"),
+            (self.maximum, operator.le, "at most"),
+            (self.below, operator.lt, "less than"),
         ):
             if limit is not None and not holds(value, limit):
                 return f"{words} {limit:g}"

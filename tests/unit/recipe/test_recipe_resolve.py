@@ -11,7 +11,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.walk import plain, strings
 
 LAPTOP = Facts(device="cpu", num_cpus=2, device_memory_bytes=16 << 30, has_fast_bfloat16=True, num_parameters=5_000_000)
-BIG = dict(num_parameters=7_600_000_000, num_layers=28, hidden_size=3584, vocab_size=152_064)
+BIG = {"num_parameters": 7_600_000_000, "num_layers": 28, "hidden_size": 3584, "vocab_size": 152_064}
 SERVER = Facts(
     device="cuda", device_memory_bytes=80 << 30, has_fast_bfloat16=True, installed=frozenset({"vllm"}), **BIG
 )
