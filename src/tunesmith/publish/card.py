@@ -1,0 +1,221 @@
+"""The model card, written from the run's records alone. The same run gives the same text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict
+from tunesmith.recipe.environment import redact
+from tunesmith.recipe.schema import Recipe
+from tunesmith.store.run_dir import RunDir
+
+
+def model_card(recipe: Recipe, run_dir: RunDir) -> str:
+    """Return README.md with the Hub's front matter. Secrets and local directories stay out of it."""
+    state = run_dir.read_run()
+    sections = [
+        _front_matter(recipe),
+        _introduction(recipe, run_dir.find(Verdict)),
+        _evaluation(run_dir.find(Scores)),
+        _speed(run_dir.find(Speeds)),
+        _training(recipe, run_dir.find(Checkpoint)),
+        _data(recipe, run_dir.find(Dataset)),
+        _use(recipe),
+        _lineage(run_dir, state.get("lineage", {})),
+    ]
+    return redact("\n\n".join(section for section in sections if section) + "\n")
+
+
+def _front_matter(recipe: Recipe) -> str:
+    facts: dict[str, Any] = {
+        "license": "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", recipe.train.objective, recipe.train.method],
+    }
+    if _is_hub_id(recipe.model.name_or_path):
+        facts["base_model"] = recipe.model.name_or_path
+    data_sets = [source.path for source in recipe.data.train if _is_hub_id(source.path)]
+    if data_sets:
+        facts["datasets"] = data_sets
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+
+
+def _introduction(recipe: Recipe, verdict: Verdict | None) -> str:
+    base = _public_name(recipe.model.name_or_path)
+    text = (
+        f"# {recipe.name}\n\n`{base}`, tuned with [tunesmith](https://github.com/tunesmith/tunesmith). "
+        "No licence was stated: those of the base model and of the data apply."
+    )
+    if verdict is None or not verdict.rules:
+        return text
+    outcome = "passed." if verdict.passed else "**failed, and the model was published nevertheless.**"
+    rules = _table(
+        ("rule", "holds", "evidence"),
+        ((f"`{r['rule']}`", "yes" if r["passed"] else "**no**", r["evidence"]) for r in verdict.rules),
+    )
+    return f"{text}\n\nThe release gate {outcome}\n\n{rules}"
+
+
+def _evaluation(scores: Scores | None) -> str:
+    if scores is None:
+        return ""
+    rows = [
+        (f"{task}: {metric}", _with_interval(record, "base"), _with_interval(record, "tuned"), *_comparison(record))
+        for task, metrics in scores.tasks.items()
+        for metric, record in metrics.items()
+    ]
+    table = _table(("metric", "base model", "this model", "difference", "verdict", "items"), rows)
+    note = (
+        "In brackets: 95 % intervals. Both models answered the same items, greedily. The verdict rests on a paired "
+        "test (exact McNemar for right-or-wrong metrics, randomisation otherwise) at p < 0.05."
+    )
+    return f"## Evaluation\n\n{table}\n\n{note}"
+
+
+def _with_interval(record: dict[str, Any], which: str) -> str:
+    value, low, high = (record.get(name) for name in (which, f"{which}_low", f"{which}_high"))
+    if not isinstance(value, int | float):
+        return "–"
+    interval = f" ({_scaled(low, record)} – {_scaled(high, record)})" if low is not None and high is not None else ""
+    return f"{_scaled(value, record)}{interval}"
+
+
+def _comparison(record: dict[str, Any]) -> tuple[str, str, str]:
+    difference = record.get("difference")
+    told = "–"
+    if isinstance(difference, int | float):
+        low, high = (_scaled(record[name], record, "+") for name in ("difference_low", "difference_high"))
+        told = f"{_scaled(difference, record, '+')} ({low} … {high})"
+    return told, str(record.get("verdict") or "–"), str(record.get("num_items", "–"))
+
+
+def _scaled(value: Any, record: dict[str, Any], sign: str = "") -> str:
+    """Return a share in per cent, and a score on another scale (BLEU's) as it is."""
+    if record.get("maximum", 1.0) == 1.0:
+        return f"{100 * float(value):{sign}.1f} %"
+    return f"{float(value):{sign}.1f}"
+
+
+def _speed(speeds: Speeds | None) -> str:
+    if speeds is None or not speeds.levels:
+        return ""
+    columns = list(dict.fromkeys(name for level in speeds.levels.values() for name in level))
+    shown = [name for name in columns if name.endswith(("_p95_ms", "_per_second")) or name.startswith("num_")]
+    rows = [(level, *(_number(values.get(name)) for name in shown)) for level, values in speeds.levels.items()]
+    return f"## Speed\n\n{_table(('concurrency', *(f'`{name}`' for name in shown)), rows)}"
+
+
+def _training(recipe: Recipe, checkpoint: Checkpoint | None) -> str:
+    train = recipe.train
+    rows: list[tuple[str, str]] = [("objective", train.objective), ("method", train.method)]
+    if train.method != "full":
+        lora = train.lora
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+        rows.append(("adapter", f"r {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"))
+    if train.objective == "dpo":
+        rows.append(("DPO", f"beta {train.dpo.beta:g}, loss {train.dpo.loss_type}"))
+    rows += [
+        ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler_type}"),
+        ("global batch size", str(train.global_batch_size)),
+        ("longest sequence", f"{recipe.data.max_length} tokens"),
+        ("loss on", recipe.data.train_on),
+        ("seed", str(recipe.seed)),
+    ]
+    if checkpoint is not None:
+        held_out = "" if checkpoint.validation_loss is None else f", held out {checkpoint.validation_loss:.4f}"
+        share = f"{checkpoint.num_trainable_parameters:,} of {checkpoint.num_parameters:,}"
+        rows += [
+            ("steps", f"{checkpoint.num_steps:,}"),
+            ("training loss", f"{checkpoint.first_loss:.4f} → {checkpoint.final_loss:.4f}{held_out}"),
+            ("parameters trained", share),
+        ]
+    return f"## Training\n\n{_table(('setting', 'value'), rows)}"
+
+
+def _data(recipe: Recipe, dataset: Dataset | None) -> str:
+    if dataset is None:
+        return ""
+    counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in dataset.counts.items() if number)
+    rows = [
+        (_public_name(str(source.get("path", "–"))), _number(source.get("rows")), f"`{_pin(source)}`")
+        for source in dataset.sources
+    ]
+    table = f"\n\n{_table(('source', 'rows', 'sha256 or revision'), rows)}" if rows else ""
+    tokens = f"{dataset.num_tokens:,} tokens an epoch, {dataset.num_trained_tokens:,} of them with a loss"
+    return f"## Data\n\nRows: {counts}. {tokens}.{table}"
+
+
+def _pin(source: dict[str, Any]) -> str:
+    return str(source.get("sha256") or source.get("revision") or source.get("fingerprint") or "–")
+
+
+def _use(recipe: Recipe) -> str:
+    place = recipe.publish.hub.repo_id if recipe.publish and recipe.publish.hub else recipe.name
+    return f"""## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")
+prompt = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "Hello"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))
+```
+
+Or behind an OpenAI-compatible server: `vllm serve {place}`. `manifest.json` holds the SHA-256 of every file."""
+
+
+def _lineage(run_dir: RunDir, lineage: dict[str, Any]) -> str:
+    rows: list[tuple[str, str]] = [("run", run_dir.path.resolve().name)]
+    git, model = lineage.get("git") or {}, lineage.get("model") or {}
+    if git.get("commit"):
+        rows.append(("commit", f"`{git['commit']}`{' with uncommitted changes' if git.get('dirty') else ''}"))
+    if model:
+        rows.append(
+            ("base model", f"{_public_name(str(model.get('name_or_path', '–')))}, revision {model.get('revision')}")
+        )
+        rows.append(("base weights", f"`{model.get('weights', '–')}`"))
+    for stage, hashed in (lineage.get("files") or {}).items():
+        rows += [(f"{stage}: {Path(name).name}", f"`{digest}`") for name, digest in hashed.items()]
+    packages = {"tunesmith": lineage.get("tunesmith"), "python": lineage.get("python")} | (
+        lineage.get("packages") or {}
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    if versions:
+        rows.append(("versions", versions))
+    return f"## Lineage\n\n{_table(('what', 'value'), rows)}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name is `owner/name` on the Hub and not a path of this machine."""
+    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+    is_file = Path(name).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gz")
+    return looks and not is_file and not Path(name).exists()
+
+
+def _public_name(name: str) -> str:
+    """Return a Hub id as it is, and only the last part of a path: directories are nobody else's business."""
+    return name if _is_hub_id(name) or name.startswith("run:") else Path(name).name or name
