@@ -16,8 +16,8 @@ test: $(VENV)/.dev-installed
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev-installed
-	$(BIN)/ruff format --check src tests scripts quickstart
-	$(BIN)/ruff check src tests scripts quickstart
+	$(BIN)/ruff format --check src tests scripts benchmarks quickstart
+	$(BIN)/ruff check src tests scripts benchmarks quickstart
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports --config pyproject.toml
 	$(BIN)/python scripts/make_docs.py --check
@@ -25,8 +25,8 @@ check: $(VENV)/.dev-installed
 	$(BIN)/python scripts/budgets.py
 
 format: $(VENV)/.dev-installed
-	$(BIN)/ruff check --fix src tests scripts quickstart
-	$(BIN)/ruff format src tests scripts quickstart
+	$(BIN)/ruff check --fix src tests scripts benchmarks quickstart
+	$(BIN)/ruff format src tests scripts benchmarks quickstart
 
 docs: $(VENV)/.dev-installed
 	$(BIN)/python scripts/make_docs.py
