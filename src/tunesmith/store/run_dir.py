@@ -5,6 +5,7 @@ outputs/runs/20260131-142233-NAME/
   recipe.resolved.yaml   without any `auto`, every default written out
   run.json               state, timings and keys of the stages; lineage; what was decided and why
   metrics.jsonl          every number training and evaluation logged
+  trackers.json          under which names the trackers that mirror it know this run
   STAGE/artifact.json    the record a stage left, written last: it is there when the stage is done
   STAGE/…                what the record points to
 """
@@ -64,6 +65,11 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """Under which names the trackers know this run."""
+        return self.path / "trackers.json"
 
     @property
     def lock(self) -> Path:

@@ -115,6 +115,8 @@ class Progress:
         note = f"  {self._note}" if self._note else ""
         return f"  {self.title}: {self.done}{of} {self.unit}, {rate:,.1f}/s{left}{note}"
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
