@@ -16,8 +16,9 @@ from tunesmith.data.estimate import DataEstimate, estimate
 from tunesmith.hardware import Hardware, probe
 from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
+from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.memory import MemoryEstimate, estimate_memory, num_trainable_parameters
-from tunesmith.recipe.resolve import Decision, Facts, resolve
+from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
 
 _OPTIONAL_PACKAGES = ("vllm", "flash_attn", "bitsandbytes")
@@ -114,6 +115,7 @@ def _facts(model: ModelFacts, hardware: Hardware) -> Facts:
         vocab_size=model.vocab_size,
         max_position_embeddings=model.max_position_embeddings,
         checkpoint_dtype=model.dtype,
+        linears=model.linears,
     )
 
 

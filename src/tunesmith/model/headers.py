@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.recipe.facts import Linear
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -53,6 +55,7 @@ class ModelFacts:
     dtype: str | None
     architecture: str
     tied: bool
+    linears: tuple[Linear, ...] = ()
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -181,7 +184,19 @@ def model_facts(path: Path) -> ModelFacts:
         dtype=_NAMES[largest.dtype] if largest else dtype if isinstance(dtype, str) else None,
         architecture=str(architectures[0]) if architectures else str(config.get("model_type", "unknown")),
         tied=not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors),
+        linears=tuple(_linears(tensors)),
     )
+
+
+_NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "conv1d", "router")
+
+
+def _linears(tensors: dict[str, TensorInfo]) -> Iterator[Linear]:
+    """Yield what looks like a linear layer: a matrix that is neither embedding nor head, by its name."""
+    for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if module != name and len(tensor.shape) == 2 and not any(part in name for part in _NOT_LINEAR):
+            yield Linear(module, *tensor.shape)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,26 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.recipe.facts import Facts
+from tunesmith.recipe.memory import activation_bytes_per_token, fixed_bytes, sequences_per_row
 from tunesmith.recipe.schema import Recipe
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What decisions rest on. Sizes in bytes; 0 or None means unknown."""
-
-    device: str = "cpu"  # cpu | cuda | mps
-    device_name: str = ""
-    num_devices: int = 1
-    num_cpus: int = 1
-    device_memory_bytes: int = 0
-    has_fast_bfloat16: bool = False
-    installed: frozenset[str] = frozenset()  # importable optional packages, by import name
-    num_parameters: int = 0
-    num_layers: int = 0
-    hidden_size: int = 0
-    vocab_size: int = 0
-    max_position_embeddings: int | None = None
-    checkpoint_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,28 +62,6 @@ def _num_workers(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     return max(1, facts.num_cpus), f"the tokenizer uses {max(1, facts.num_cpus)} CPU threads"
 
 
-def activation_bytes_per_token(recipe: Recipe, facts: Facts) -> float:
-    """Return the activation memory one token of a micro-batch takes during training, in bytes.
-
-    Counts what autograd keeps per layer of a gated-MLP transformer: about 34 hidden-sized values in the compute
-    dtype without checkpointing, one with (Korthikanti et al. 2022, equation 2, with fused attention).
-    """
-    width = 4 if recipe.model.dtype == "float32" else 2
-    per_layer = 2 if recipe.train.gradient_checkpointing is True else 34
-    return float(facts.num_layers * facts.hidden_size * per_layer * width + 3 * 4 * min(facts.vocab_size, 32_768) / 8)
-
-
-def fixed_bytes(recipe: Recipe, facts: Facts) -> float:
-    """Return the memory of weights, gradients and optimiser state, in bytes, whatever the batch."""
-    width = 4 if recipe.model.dtype == "float32" else 2
-    if recipe.train.method == "full":
-        master = 0 if width == 4 else 4
-        return float(facts.num_parameters) * (width + master + 4 + 8)
-    base_width = 0.55 if recipe.train.method.startswith("q") else width
-    lora = 2 * recipe.train.lora.r * facts.hidden_size * facts.num_layers * 9
-    return facts.num_parameters * base_width + lora * 16
-
-
 def _gradient_checkpointing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
     if not facts.device_memory_bytes or not facts.num_parameters:
         return False, "memory or model size is not known; set it to true if memory runs out"
@@ -116,11 +77,10 @@ def _gradient_checkpointing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
 
 def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     total = max(1, recipe.train.global_batch_size // max(1, facts.num_devices))
-    pair = 2 if recipe.train.objective == "dpo" else 1
     if facts.device == "cpu":
         size = min(total, 8)
         return size, f"{size} sequences keep {facts.num_cpus} cores busy; more would only take memory"
-    per_sequence = activation_bytes_per_token(recipe, facts) * recipe.data.max_length * pair
+    per_sequence = activation_bytes_per_token(recipe, facts) * recipe.data.max_length * sequences_per_row(recipe)
     free = 0.8 * facts.device_memory_bytes - fixed_bytes(recipe, facts)
     fits = max(1, int(free / per_sequence)) if per_sequence else 1
     size = max(n for n in range(1, total + 1) if total % n == 0 and n <= fits)

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from tunesmith.recipe.load import load
-from tunesmith.recipe.resolve import Facts, resolve
+from tunesmith.recipe.facts import Facts
+from tunesmith.recipe.resolve import resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.walk import plain, strings
 
