@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 Combine = Callable[[Array], Array]
 Verdict = Literal["improved", "regressed", "cannot tell"]
 
-CONFIDENCE = 0.95
+SIGNIFICANCE = 0.05
 NUM_RESAMPLES = 4000
 NUM_SHUFFLES = 9999
 _CELLS_AT_ONCE = 4_000_000  # resamples x items held in memory
@@ -93,7 +93,7 @@ def randomisation_p_value(base: Array, tuned: Array, combine: Combine, seed: int
 
 def verdict(difference: float, p_value: float, *, higher_is_better: bool = True) -> Verdict:
     """Say in words what a difference (tuned minus base) is worth: it has to be better or worse with p < 0.05."""
-    if p_value >= 1 - CONFIDENCE or difference == 0:
+    if p_value >= SIGNIFICANCE or difference == 0:
         return "cannot tell"
     return "improved" if (difference > 0) == higher_is_better else "regressed"
 
@@ -119,6 +119,6 @@ def _chunks(total: int, num_items: int) -> Iterator[int]:
 
 
 def _percentiles(values: Array) -> tuple[float, float]:
-    tail = 100 * (1 - CONFIDENCE) / 2
+    tail = 100 * SIGNIFICANCE / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)

@@ -1,0 +1,120 @@
+"""A chat endpoint that does what a test says: answers, errors, garbage, stalls, sudden death. A real socket, no mock."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+from tunesmith.artifacts import Endpoint, Which
+
+Request = dict[str, Any]
+
+
+def completion(content: str | None = "", tool_calls: list[tuple[str, str]] | None = None) -> dict[str, Any]:
+    """Return a chat completion; calls are (name, arguments as text)."""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if tool_calls:
+        message["tool_calls"] = [
+            {"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for i, (name, arguments) in enumerate(tool_calls)
+        ]
+    return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+class Reply:
+    """What to send: a status and a body, possibly late, cut short, in drips, or nothing at all."""
+
+    def __init__(
+        self,
+        body: dict[str, Any] | bytes,
+        status: int = 200,
+        *,
+        cut_after_bytes: int | None = None,
+        wait_seconds: float = 0.0,
+        drip_seconds: float = 0.0,
+        hang_up: bool = False,
+    ) -> None:
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.status, self.cut_after_bytes, self.wait_seconds = status, cut_after_bytes, wait_seconds
+        self.drip_seconds, self.hang_up = drip_seconds, hang_up
+
+
+Script = Callable[[Request, int], Reply | dict[str, Any]]
+
+
+class ScriptedChatServer:
+    """`script(request, number)` decides each reply; `requests` holds every request in order of arrival."""
+
+    def __init__(self, script: Script) -> None:
+        self.requests: list[Request] = []
+        self._script = script
+        self._lock = threading.Lock()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                owner._answer(self)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def endpoint(self, which: Which = "tuned") -> Endpoint:
+        return Endpoint(url=self.url, model=which, engine="scripted", which=which, log="server.log")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port: later connections are refused."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append(request)
+        reply = self._script(request, number)
+        reply = reply if isinstance(reply, Reply) else Reply(reply)
+        time.sleep(reply.wait_seconds)
+        try:
+            self._send(handler, reply)
+        except OSError:
+            handler.close_connection = True
+
+    def _send(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
+        handler.close_connection = reply.hang_up or reply.cut_after_bytes is not None
+        if reply.hang_up:
+            return
+        handler.send_response(reply.status)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(reply.body)))
+        handler.end_headers()
+        if reply.drip_seconds:
+            for byte in reply.body:
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                time.sleep(reply.drip_seconds)
+            return
+        handler.wfile.write(reply.body[: reply.cut_after_bytes])
