@@ -1,4 +1,4 @@
-"""A chat endpoint that does what a test says: answers, errors, garbage, stalls, sudden death. A real socket, no mock."""
+"""A chat endpoint that does what a test says: answers, errors, garbage, stalls, sudden death. On a real socket."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ class Reply:
 Script = Callable[[Request, int], Reply | dict[str, Any]]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # the default of 5 drops connections that come together; they come back a second later
+
+
 class ScriptedChatServer:
     """`script(request, number)` decides each reply; `requests` holds every request in order of arrival."""
 
@@ -65,8 +70,7 @@ class ScriptedChatServer:
             def log_message(self, *arguments: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property

@@ -114,16 +114,13 @@ def test_a_killed_evaluation_asks_only_what_is_missing(recipe: Recipe, run_dir: 
     class Killed(BaseException):
         pass
 
-    def killed_on_the_way(request: Request, number: int) -> dict[str, Any]:
-        return tuned_knows(request, number)
-
     class Dying(FakeServing):
         def endpoint(self, which: Which) -> Endpoint:
             if which == "tuned":
                 raise Killed
             return super().endpoint(which)
 
-    with ScriptedChatServer(killed_on_the_way) as server, pytest.raises(Killed):
+    with ScriptedChatServer(tuned_knows) as server, pytest.raises(Killed):
         stage.run(recipe, run_dir, Dying(server), patience=QUICK)
     kept = run_dir.stage("evaluate") / "answers.base.jsonl"
     lines = kept.read_bytes().splitlines(keepends=True)
