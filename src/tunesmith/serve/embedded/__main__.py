@@ -1,0 +1,94 @@
+"""`python -m tunesmith.serve.embedded`: load a checkpoint, then serve it until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import time
+from pathlib import Path
+
+from tunesmith.errors import ServeError, TunesmithError, missing_extra
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the server; return the exit code of `errors`."""
+    args = _parser().parse_args(argv)
+    try:
+        return _serve(args)
+    except TunesmithError as error:
+        print(f"error: {error.render()}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tunesmith.serve.embedded", description=__doc__)
+    parser.add_argument("--model", required=True, type=Path, help="checkpoint directory")
+    parser.add_argument("--served-model-name", help="name that requests give (default: the directory's name)")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max-model-len", type=int, help="longest prompt plus answer in tokens")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
+    parser.add_argument("--attn-implementation", default="sdpa")
+    parser.add_argument("--chat-template", default="model", help="`model`, a name, or a Jinja file")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--max-num-seqs", type=int, default=32, help="answers generated at once; more wait")
+    parser.add_argument(
+        "--kv-cache-gib", type=float, help="memory for keys and values (default: a quarter of what is free)"
+    )
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    # Before the slow part: a port that is taken shows at once, and early clients wait in the queue.
+    listener = _listen(args.host, args.port)
+    try:
+        import uvicorn
+
+        from tunesmith.serve.embedded.app import build_app
+        from tunesmith.serve.embedded.checkpoint import LoadOptions, load
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "torch", "serve", needed_for="the embedded server") from None
+    options = LoadOptions(
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        chat_template=args.chat_template,
+        max_model_len=args.max_model_len,
+        max_rows=args.max_num_seqs,
+        kv_cache_gib=args.kv_cache_gib,
+    )
+    checkpoint = load(args.model, options)
+    name = args.served_model_name or args.model.resolve().name
+    print(
+        f"serving {name} ({checkpoint.model.config.model_type}, {checkpoint.model.dtype}, {checkpoint.model.device}, "
+        f"{checkpoint.max_model_len} tokens) on http://{args.host}:{listener.getsockname()[1]} "
+        f"after {time.monotonic() - started:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    # Event loop and model share the interpreter: short turns keep the first from waiting for the second.
+    sys.setswitchinterval(0.001)
+    config = uvicorn.Config(
+        build_app(checkpoint, name), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        where = f"{host}:{port}"
+        raise ServeError(f"cannot listen: {error.strerror or error}", where=where, do="choose another port") from None
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())
