@@ -28,7 +28,7 @@ from tunesmith.rows.examples import conversations
 from tunesmith.tokens.tool_calls import parse_tool_calls
 
 # Text that begins a call in one of the notations models use; seen in what is left over, the call could not be read.
-_CALL_MARKERS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function=", "functools[", "✿FUNCTION✿")
+_CALL_MARKERS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>", "<function=")
 
 
 class FunctionCalls:

@@ -51,12 +51,18 @@ def deliver(package: Package, repo_id: str, *, private: bool) -> dict[str, Any]:
     api = HfApi(token=token, library_name="tunesmith")
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        about = api.model_info(repo_id)
+        if private and about.private is False:
+            do = "make it private in its settings, or set `publish.hub.private: false`"
+            raise PublishError("the repository exists and is public", where=f"{api.endpoint}/{repo_id}", do=do)
         there = api.list_repo_files(repo_id)
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in package.files.items()
         ]
         operations += [CommitOperationDelete(path_in_repo=name) for name in there if _is_stale(name, package)]
         commit = api.create_commit(repo_id, operations, commit_message=f"{package.name}: {package.manifest['run']}")
+    except PublishError:
+        raise
     except Exception as error:  # noqa: BLE001 - its network errors come from whichever HTTP library its version uses
         raise _refused(error, repo_id, getattr(api, "endpoint", "")) from None
     return {
