@@ -70,7 +70,7 @@ def _evaluation(scores: Scores | None) -> str:
         for task, metrics in scores.tasks.items()
         for metric, record in metrics.items()
     ]
-    table = _table(("metric", "base model", "this model", "difference", "verdict", "items"), rows)
+    table = _table(("metric", "base model", "this model", "difference (points)", "verdict", "items"), rows)
     note = (
         "In brackets: 95 % intervals. Both models answered the same items, greedily. The verdict rests on a paired "
         "test (exact McNemar for right-or-wrong metrics, randomisation otherwise) at p < 0.05."
@@ -90,16 +90,22 @@ def _comparison(record: dict[str, Any]) -> tuple[str, str, str]:
     difference = record.get("difference")
     told = "–"
     if isinstance(difference, int | float):
-        low, high = (_scaled(record[name], record, "+") for name in ("difference_low", "difference_high"))
-        told = f"{_scaled(difference, record, '+')} ({low} … {high})"
+        low, high = (_points(record[name], record) for name in ("difference_low", "difference_high"))
+        told = f"{_points(difference, record)} ({low} … {high})"
     return told, str(record.get("verdict") or "–"), str(record.get("num_items", "–"))
 
 
-def _scaled(value: Any, record: dict[str, Any], sign: str = "") -> str:
+def _scaled(value: Any, record: dict[str, Any]) -> str:
     """Return a share in per cent, and a score on another scale (BLEU's) as it is."""
-    if record.get("maximum", 1.0) == 1.0:
-        return f"{100 * float(value):{sign}.1f} %"
-    return f"{float(value):{sign}.1f}"
+    return f"{100 * float(value):.1f} %" if _is_share(record) else f"{float(value):.1f}"
+
+
+def _points(difference: Any, record: dict[str, Any]) -> str:
+    return f"{float(difference) * (100 if _is_share(record) else 1):+.1f}"
+
+
+def _is_share(record: dict[str, Any]) -> bool:
+    return float(record.get("maximum", 1.0)) == 1.0
 
 
 def _speed(speeds: Speeds | None) -> str:
@@ -179,9 +185,8 @@ def _lineage(run_dir: RunDir, lineage: dict[str, Any]) -> str:
     if git.get("commit"):
         rows.append(("commit", f"`{git['commit']}`{' with uncommitted changes' if git.get('dirty') else ''}"))
     if model:
-        rows.append(
-            ("base model", f"{_public_name(str(model.get('name_or_path', '–')))}, revision {model.get('revision')}")
-        )
+        revision = f", revision {model['revision']}" if model.get("revision") else ""
+        rows.append(("base model", f"{_public_name(str(model.get('name_or_path', '–')))}{revision}"))
         rows.append(("base weights", f"`{model.get('weights', '–')}`"))
     for stage, hashed in (lineage.get("files") or {}).items():
         rows += [(f"{stage}: {Path(name).name}", f"`{digest}`") for name, digest in hashed.items()]

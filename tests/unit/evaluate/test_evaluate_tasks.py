@@ -37,22 +37,16 @@ def text_task(tmp_path: Path, rows: list[dict[str, Any]], *metrics: Any, limit: 
 
 
 def test_text_items_ask_what_precedes_the_last_answer(tmp_path: Path) -> None:
-    messages = [
-        turn("system", "s"),
-        turn("user", "1"),
-        turn("assistant", "2"),
-        turn("user", "3"),
-        turn("assistant", "4"),
-    ]
-    rows = [{"prompt": "say a", "completion": "a"}, {"messages": [*messages, turn("user", "thanks")]}]
-    one, two = text_task(tmp_path, rows).items()
-    assert one.id.endswith("rows.jsonl:1#2") and one.reference == "a" and one.max_tokens == 32
-    assert [dict(m) for m in one.messages] == [turn("user", "say a")]
-    assert (
-        two.id.endswith("rows.jsonl:2#5")
-        and two.reference == "4"
-        and [m["content"] for m in two.messages] == list("s123")
+    asked = [turn("system", "s"), turn("user", "1"), turn("assistant", "2"), turn("user", "3")]
+    messages = [*asked, turn("assistant", "4"), turn("user", "thanks")]
+    files = (
+        write(tmp_path / "a.jsonl", [{"prompt": "say a", "completion": "a"}]),
+        write(tmp_path / "b.jsonl", [{"messages": messages}]),
     )
+    one, two = TextAnswers(TextTask(files, ("exact_match",), None, 32)).items()
+    assert one.id.endswith("a.jsonl:1#2") and one.reference == "a" and one.max_tokens == 32
+    assert [dict(message) for message in one.messages] == [turn("user", "say a")]
+    assert two.id.endswith("b.jsonl:1#5") and two.reference == "4" and list(two.messages) == asked
 
 
 def test_text_limit_and_empty_file(tmp_path: Path) -> None:

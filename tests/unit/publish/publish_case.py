@@ -27,7 +27,7 @@ RECORD: dict[str, Any] = {
     "verdict": "improved",
     "maximum": 1.0,
 }
-BLEU = RECORD | {"base": 3.0, "tuned": 41.5, "difference": 38.5, "maximum": 100.0}
+BLEU = {key: 100 * value if isinstance(value, float) else value for key, value in RECORD.items()}
 
 
 def make_run(path: Path, *, passed: bool = True, weights: bytes = b"w" * (2 << 20)) -> RunDir:

@@ -1,4 +1,4 @@
-"""Pushing to the Hub with the real client against a stub that speaks its protocol. Xet is off: the stub has only LFS."""
+"""Pushing to the Hub: the real client against a stub that speaks its protocol. Xet is off: the stub has only LFS."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -52,9 +51,9 @@ def test_small_files_are_copies_and_weights_are_shared(tmp_path: Path) -> None:
 def test_the_same_again_is_left_alone(tmp_path: Path) -> None:
     recipe, run = make_recipe(local=str(tmp_path / "models")), make_run(tmp_path / "run")
     first = stage.run(recipe, run)
-    inode = os.stat(tmp_path / "models" / "my-model").st_ino
+    inode = (tmp_path / "models" / "my-model").stat().st_ino
     again = stage.run(recipe, run)
-    assert os.stat(tmp_path / "models" / "my-model").st_ino == inode
+    assert (tmp_path / "models" / "my-model").stat().st_ino == inode
     assert again.targets[0]["unchanged"] is True and first.targets[0]["unchanged"] is False
     assert again.manifest_sha256 == first.manifest_sha256
 
@@ -160,8 +159,11 @@ def test_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "base_model": "owner/base",
         "datasets": ["owner/rows"],
     }
-    assert "| text: exact_match | 4.0 % (2.0 % – 8.0 %) | 91.0 % (86.0 % – 94.0 %) | +87.0 %" in body
-    assert "| text: bleu | 3.0 " in body and "improved | 200 |" in body
+    assert (
+        "| text: exact_match | 4.0 % (2.0 % – 8.0 %) | 91.0 % (86.0 % – 94.0 %) | +87.0 (+82.0 … +91.0) | improved"
+        in body
+    )
+    assert "| text: bleu | 4.0 (2.0 – 8.0) | 91.0 (86.0 – 94.0) | +87.0 (+82.0 … +91.0) | improved | 200 |" in body
     assert "| training loss | 2.5000 → 0.4321, held out 0.5000 |" in body
     assert "`c0ffee` with uncommitted changes" in body and "ab" * 32 in body and "torch 2.13" in body
     assert "| c16 |" in body and "480.5" in body
