@@ -23,7 +23,7 @@ class _Window:
         self.num_rows = num_rows
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(CacheLayerMixin):
     """One model layer's keys and values: (R, H, C, D) each, R and C at least what the window needs."""
 
     is_sliding = False
@@ -73,7 +73,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return new
 
 
-class RowCache(Cache):  # type: ignore[misc]
+class RowCache(Cache):
     """A transformers cache whose rows come and go.
 
     Args:
