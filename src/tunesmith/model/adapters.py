@@ -1,0 +1,179 @@
+"""LoRA and DoRA: the arithmetic once, for training and merging, in PEFT's file format.
+
+    LoRA  (Hu et al. 2021)    W' = W + s·B·A                        s = alpha / r
+    DoRA  (Liu et al. 2024)   W' = m · (W + s·B·A) / ‖W + s·B·A‖     norm over each row (output), without a gradient
+
+Shapes: x (…, in), A (r, in), B (out, r), W (out, in), m (out).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tunesmith.errors import ModelError, nearest
+from tunesmith.model.nf4 import Nf4Linear
+from tunesmith.recipe.schema import Lora
+from tunesmith.recipe.targets import is_target
+
+PREFIX = "base_model.model."  # PEFT's names begin with the path through its two wrappers
+
+
+def delta(A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """Return s·B·A, (out, in)."""
+    return (B @ A) * scaling
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Return the length of each row, (out)."""
+    return torch.linalg.norm(weight, dim=1)
+
+
+def fold(weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None) -> Tensor:
+    """Return W', (out, in), computed in float32 and in PEFT's order of operations."""
+    moved = weight.float() + delta(A.float(), B.float(), scaling)
+    if magnitude is None:
+        return moved
+    factor = magnitude.float() / row_norms(moved)
+    return factor.view(-1, 1) * moved
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What makes an adapter, apart from its numbers."""
+
+    r: int
+    alpha: float
+    dropout: float
+    target_modules: str | tuple[str, ...]
+    use_dora: bool
+
+    @classmethod
+    def of(cls, lora: Lora, method: str) -> AdapterSettings:
+        return cls(lora.r, lora.alpha, lora.dropout, lora.target_modules, method in ("dora", "qdora"))
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.r
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with an adapter. Adapter weights are float32; products run in the input's format."""
+
+    def __init__(self, inner: nn.Module, settings: AdapterSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.inner = inner
+        self.scaling = settings.scaling
+        self.dropout = settings.dropout
+        self.enabled = True
+        num_outputs, num_inputs = base_weight(inner).shape
+        device = base_weight(inner).device
+        # PEFT's start: A uniform as nn.Linear's own weight, B zero, so that the model begins as the base.
+        bound = math.sqrt(3.0) * math.sqrt(2.0 / (1 + 5)) / math.sqrt(num_inputs)
+        A = torch.empty(settings.r, num_inputs).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(A.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(num_outputs, settings.r, device=device))
+        self.magnitude: nn.Parameter | None = None
+        if settings.use_dora:
+            self.magnitude = nn.Parameter(row_norms(base_weight(inner).float()))
+        self._norms: tuple[tuple[int, int], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        if not self.enabled:
+            return y
+        dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
+        update = functional.linear(functional.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
+        if self.magnitude is None:
+            return torch.add(y, update, alpha=self.scaling)
+        bias = getattr(self.inner, "bias", None)
+        straight = y if bias is None else y - bias
+        if dropped is not x:
+            straight = functional.linear(dropped, base_weight(self.inner).to(x.dtype))
+        factor = (self.magnitude / self._moved_norms()).to(x.dtype)
+        return y + (factor - 1) * straight + factor * (update * self.scaling)
+
+    @torch.no_grad()
+    def _moved_norms(self) -> Tensor:
+        """Return ‖W + s·B·A‖, computed again only when A or B changed: once per step, not once per micro-batch."""
+        versions = (self.lora_A._version, self.lora_B._version)
+        if self._norms is None or self._norms[0] != versions:
+            moved = base_weight(self.inner).float() + delta(self.lora_A, self.lora_B, self.scaling)
+            self._norms = (versions, row_norms(moved))
+        return self._norms[1]
+
+
+def base_weight(linear: nn.Module) -> Tensor:
+    """Return the frozen weight of a layer, (out, in), whatever it is stored as."""
+    if isinstance(linear, Nf4Linear):
+        return linear.dequantised()
+    weight: Tensor = linear.weight.data
+    return weight.T if is_transposed(linear) else weight
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Return whether a layer stores (in, out), as GPT-2's `Conv1D` does."""
+    return type(linear).__name__ == "Conv1D"
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Return the layers that can carry an adapter, by name: every linear one but the output head."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear | Nf4Linear) or is_transposed(module)) and module is not head
+    }
+
+
+def attach(model: Any, settings: AdapterSettings, *, seed: int) -> dict[str, AdaptedLinear]:
+    """Wrap the layers that `target_modules` names, in place. Returns them by the name of the layer.
+
+    Raises:
+        ModelError: no layer is named so.
+    """
+    layers = linear_layers(model)
+    chosen = {name: module for name, module in layers.items() if is_target(name, settings.target_modules)}
+    if not chosen:
+        raise _nothing_matches(settings.target_modules, layers)
+    generator = torch.Generator().manual_seed(seed)
+    adapted: dict[str, AdaptedLinear] = {}
+    for name, module in chosen.items():
+        parent, _, attribute = name.rpartition(".")
+        adapted[name] = AdaptedLinear(module, settings, generator)
+        setattr(model.get_submodule(parent), attribute, adapted[name])
+    return adapted
+
+
+def _nothing_matches(target_modules: str | tuple[str, ...], layers: dict[str, nn.Module]) -> ModelError:
+    endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    asked = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    near = [nearest(word.rsplit(".", 1)[-1], endings) for word in asked]
+    hint = [f"did you mean {word!r}?" for word in near if word]
+    do = " ".join([*hint[:1], f"this model's linear layers end in {', '.join(endings)}; or use `all-linear`"])
+    return ModelError(f"no linear layer matches {', '.join(asked)!r}", where="train.lora.target_modules", do=do)
+
+
+def adapters_of(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """Return the adapted layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let the model compute as its base while the block runs."""
+    layers = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True

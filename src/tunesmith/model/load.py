@@ -1,0 +1,97 @@
+"""A checkpoint directory becomes a model in memory, ready to train. Prints nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import EnvironmentProblem, ModelError, missing_extra
+from tunesmith.model.headers import read_config, read_headers
+from tunesmith.recipe.schema import Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """Return where training happens: the current CUDA device when PyTorch sees one, the CPU otherwise."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_model(path: Path, settings: Model, *, four_bit: bool, device: torch.device) -> Any:
+    """Load a causal language model with frozen weights, in training mode.
+
+    Args:
+        four_bit: keep linear layers but the output head in NF4. They are quantised one by one on the device: it never
+            holds the whole model in 16 bits, the host's memory does for a moment.
+        device: where the weights go.
+
+    Raises:
+        ModelError: the checkpoint is missing, damaged, of an unknown architecture, or quantised already.
+        EnvironmentProblem: transformers, or the attention kernel, is not installed.
+    """
+    config = read_config(path)
+    read_headers(path)  # says which file is broken before a library says that something is
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        do = "give the checkpoint it was made from; `train.method: qlora` quantises by itself"
+        raise ModelError(f"the checkpoint is quantised already ({method})", where=str(path), do=do)
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise missing_extra("transformers", "train", needed_for="training") from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise _load_error(error, path, settings) from None
+    except ImportError as error:
+        do = "set model.attn_implementation: sdpa, or install what is missing"
+        raise EnvironmentProblem(_first_line(error), where=str(path), do=do) from None
+    model.requires_grad_(False)
+    if four_bit:
+        from tunesmith.model.nf4 import quantise_linears
+
+        quantise_linears(model, device)
+    return model.to(device).train()
+
+
+def _load_error(error: Exception, path: Path, settings: Model) -> ModelError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        do = "read the code in the checkpoint, then set model.trust_remote_code: true"
+        return ModelError("the checkpoint brings its own Python code", where=str(path), do=do)
+    if "scaled_dot_product_attention" in text or "Flash Attention" in text:
+        what = f"the model has no {settings.attn_implementation} attention"
+        return ModelError(what, where=str(path), do="set model.attn_implementation: eager")
+    what = f"the model cannot be loaded: {_first_line(error)}"
+    return ModelError(what, where=str(path), do="check that config.json and the weights belong together")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_vocabulary(model: Any, num_ids: int, path: Path) -> None:
+    """Raise unless the embedding has a row for every id of the tokenizer.
+
+    More rows than ids are usual: makers round them up.
+
+    Raises:
+        ModelError: the tokenizer makes ids that the model does not know.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if num_ids > rows:
+        what = f"the tokenizer has {num_ids:,} ids, and the model's embedding {rows:,} rows"
+        do = "use the tokenizer that belongs to the model, or resize the embedding: model.resize_token_embeddings(n)"
+        raise ModelError(what, where=str(path), do=do)

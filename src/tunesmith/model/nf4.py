@@ -1,0 +1,95 @@
+"""Linear layers in NF4 with double quantisation (Dettmers et al. 2023), for qlora and qdora.
+
+The kernels are bitsandbytes'. Its `Linear4bit` is not used: on CPUs with AVX512-BF16 its first forward without
+gradients repacks the weight in place into a layout that nothing else can read, and validation and DPO's reference are
+such forwards. Here the stored weight never changes.
+https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/nn/modules.py (Linear4bit.forward)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tunesmith.errors import missing_extra
+
+
+def _bitsandbytes() -> Any:
+    """Import bitsandbytes without what it says on import."""
+    import logging
+
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            import bitsandbytes.functional
+    except ImportError:
+        raise missing_extra("bitsandbytes", "qlora", needed_for="a 4-bit base (qlora, qdora)") from None
+    finally:
+        logger.setLevel(level)
+    return bitsandbytes.functional
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Any]:
+    """Return a weight in NF4 and what `dequantise` needs to read it."""
+    packed, state = _bitsandbytes().quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return packed, state
+
+
+def dequantise(packed: Tensor, state: Any) -> Tensor:
+    """Return the weight that training computes with, in the format it had before."""
+    weight: Tensor = _bitsandbytes().dequantize_4bit(packed, state)
+    return weight
+
+
+def round_trip(weight: Tensor) -> Tensor:
+    """Return what is left of a weight after NF4: what the adapter was trained on."""
+    return dequantise(*quantise(weight))
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ that keeps W in 4 bits between forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, state: Any) -> Tensor:
+        ctx.packed, ctx.state = packed, state
+        return functional.linear(x, dequantise(packed, state).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient @ dequantise(ctx.packed, ctx.state).to(gradient.dtype), None, None
+
+
+class Nf4Linear(nn.Module):
+    """A frozen linear layer in NF4."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        packed, self.state = quantise(linear.weight.data)
+        self.register_buffer("packed", packed, persistent=False)
+        self.bias = linear.bias
+
+    def dequantised(self) -> Tensor:
+        """Return the weight, (out, in)."""
+        return dequantise(self.packed, self.state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x, self.packed, self.state)
+        return y if self.bias is None else y + self.bias
+
+
+def quantise_linears(model: Any, device: torch.device) -> None:
+    """Replace every linear layer but the output head by its NF4 form on a device, one at a time."""
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and module is not head:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, Nf4Linear(module.to(device)))

@@ -1,0 +1,57 @@
+"""What training leaves: `train/final`, a directory that PEFT, transformers and vLLM load, and the record of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunesmith.artifacts import Checkpoint
+from tunesmith.model.adapter_files import save_adapter
+from tunesmith.model.adapters import AdapterSettings, adapters_of
+from tunesmith.model.companions import write_companions
+from tunesmith.recipe.schema import Recipe
+from tunesmith.rows.conversation import Conversation
+from tunesmith.store import files
+from tunesmith.store.run_dir import RunDir
+from tunesmith.tokens.chat import TemplateProblem, encode_conversation
+from tunesmith.tokens.templates import ChatTemplate, template_for
+from tunesmith.tokens.tokenizer import ChatTokenizer, load_tokenizer
+
+_RECORD = "training.json"
+
+
+def write_final(recipe: Recipe, run_dir: RunDir, base: Path, model: Any, record: Checkpoint, identity: str) -> None:
+    """Write the trained model with its companions and its record, all at once or not at all."""
+    tokenizer = load_tokenizer(base)
+    template = template_for(tokenizer, recipe.data.chat_template)
+    with files.writing_directory(run_dir.trained) as directory:
+        adapted = adapters_of(model)
+        if adapted:
+            settings = AdapterSettings.of(recipe.train.lora, recipe.train.method)
+            save_adapter(directory, adapted, settings, record.base_model)
+        else:
+            model.save_pretrained(str(directory), max_shard_size=f"{recipe.merge.max_shard_gib}GB")
+        write_companions(base, directory, template=template.text, end_ids=end_of_turn(tokenizer, template))
+        files.write_json(directory / _RECORD, {"identity": identity, "record": record.to_json()})
+
+
+def finished(run_dir: RunDir, identity: str) -> Checkpoint | None:
+    """Return the record of a training that came to its end but was not taken up, or None."""
+    try:
+        document = json.loads((run_dir.trained / _RECORD).read_text())
+        return Checkpoint.from_json(document["record"]) if document["identity"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def end_of_turn(tokenizer: ChatTokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """Return the special token that a template puts at the end of an answer and that is trained, if there is one."""
+    turns = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"})
+    try:
+        ids, trained = encode_conversation(tokenizer, template, Conversation(turns), "assistant")
+    except TemplateProblem:
+        return ()
+    special = set(tokenizer.special_texts.values())
+    ends = [token for token, flag in zip(ids, trained, strict=True) if flag and token in special]
+    return tuple(ends[-1:])
