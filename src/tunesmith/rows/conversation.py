@@ -1,8 +1,9 @@
 """What every row becomes: a conversation, or a pair of answers to one.
 
 Messages keep OpenAI's chat form: `role` is system, user, assistant or tool, `content` is text (`""` is allowed), an
-assistant may carry `tool_calls=[{"type": "function", "function": {"name": …, "arguments": {…}}}]` with the arguments as a
-mapping, never as JSON text. Tools are declared as `{"type": "function", "function": {name, description, parameters}}`.
+assistant may carry `tool_calls=[{"type": "function", "function": {"name": …, "arguments": {…}}}]` with the arguments as
+a mapping, never as JSON text. Tools are declared as
+`{"type": "function", "function": {name, description, parameters}}`.
 """
 
 from __future__ import annotations

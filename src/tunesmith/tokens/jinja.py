@@ -1,9 +1,9 @@
 """Chat templates rendered as transformers renders them, character by character, without transformers.
 
 The environment follows `render_jinja_template` of
-https://github.com/huggingface/transformers/blob/v5.2.0/src/transformers/utils/chat_template_utils.py: an immutable sandbox,
-trimmed blocks, loop controls, its own `tojson`, `raise_exception`, `strftime_now`, and the `{% generation %}` tag that
-marks what an assistant says. `tests/parity/test_chat_templates.py` holds the two together.
+https://github.com/huggingface/transformers/blob/v5.2.0/src/transformers/utils/chat_template_utils.py: an immutable
+sandbox, trimmed blocks, loop controls, its own `tojson`, `raise_exception`, `strftime_now`, and the `{% generation %}`
+tag that marks what an assistant says. `tests/parity/test_chat_templates.py` holds the two together.
 """
 
 from __future__ import annotations
@@ -67,7 +67,15 @@ def render_with_spans(
         ):
             pieces.append(piece)
             recording.num_characters += len(piece)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise TemplateProblem(f"the chat template says: {str(error) or type(error).__name__}") from None
     finally:
         _recording.reset(token)
@@ -99,7 +107,9 @@ def _environment() -> Environment:
         def parse(self, parser: Parser) -> nodes.CallBlock:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+            block = nodes.CallBlock(self.call_method("_mark"), [], [], body)
+            block.set_lineno(line)
+            return block
 
         def _mark(self, caller: Callable[[], str]) -> str:
             text = caller()

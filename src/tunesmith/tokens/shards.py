@@ -2,7 +2,7 @@
 
     ids.bin        uint16 or uint32, every token of every distinct row, one after the other
     trained.bin    uint8, 1 where the token has a loss
-    offsets.bin    int64, N·S + 1 token positions: segment s of distinct row n is [offsets[n·S + s], offsets[n·S + s + 1])
+    offsets.bin    int64, N·S + 1 token positions: segment s of distinct row n lies from n·S + s to n·S + s + 1
     sequences.bin  int64, the distinct row that each sequence shows: a row that an epoch sees twice is stored once
     meta.json      counts, the number format, size and SHA-256 of each file, and what the writer's owner added
 
@@ -102,7 +102,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self._open:
             return
         self._open = False
@@ -113,8 +115,8 @@ class ShardWriter:
             self._stack.__exit__(type(abandoned), abandoned, trace)
 
 
-class _Abandoned(Exception):  # noqa: TRY002 - never leaves this file
-    pass
+class _Abandoned(Exception):
+    """Makes the directory go away without an error of its own."""
 
 
 class Shards:
@@ -204,7 +206,9 @@ def _read_meta(directory: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DataError("there are no tokenised rows here", where=str(directory), do="run the data stage again") from None
+        raise DataError(
+            "there are no tokenised rows here", where=str(directory), do="run the data stage again"
+        ) from None
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     counts = ("num_rows", "num_sequences", "num_segments", "num_tokens")

@@ -61,7 +61,7 @@ def template_for(tokenizer: ChatTokenizer, chat_template: str) -> ChatTemplate:
         chat_template: `model`, a name out of `named_templates()`, or the path of a Jinja file.
 
     Raises:
-        DataError: there is no such template, it is not valid Jinja, or the tokenizer has no token for the end of a turn.
+        DataError: there is no such template, it is not valid Jinja, or the tokenizer has no token that ends a turn.
     """
     if chat_template == "model":
         text, where = _of_model(tokenizer), str(tokenizer.path)
@@ -103,7 +103,9 @@ def _check_turn_end(tokenizer: ChatTokenizer, name: str) -> None:
     fitting = [other for other, text in _TURN_ENDS.items() if tokenizer.token_id(text) is not None]
     fitting += list(_ENDS_WITH_EOS) if "eos_token" in tokenizer.special_tokens else []
     what = f"the template {name!r} ends a turn with {end or 'eos_token'}, for which the tokenizer has no token"
-    raise DataError(what, where=str(tokenizer.path), do=f"templates that fit this tokenizer: {', '.join(fitting) or 'none'}")
+    raise DataError(
+        what, where=str(tokenizer.path), do=f"templates that fit this tokenizer: {', '.join(fitting) or 'none'}"
+    )
 
 
 def _check_syntax(text: str, where: str) -> None:
@@ -114,4 +116,6 @@ def _check_syntax(text: str, where: str) -> None:
     try:
         compile_template(text)
     except TemplateSyntaxError as error:
-        raise DataError(f"the chat template is not valid Jinja: {error.message}", where=f"{where}:{error.lineno}") from None
+        raise DataError(
+            f"the chat template is not valid Jinja: {error.message}", where=f"{where}:{error.lineno}"
+        ) from None

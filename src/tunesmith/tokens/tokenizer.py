@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer with what chat needs to know about it.
 
-Reads `tokenizer.json` through the `tokenizers` library, without transformers: that is what servers do, too. Special tokens
-are never added by `encode`; a chat template writes them itself.
+Reads `tokenizer.json` through the `tokenizers` library, without transformers. Special tokens are never added by
+`encode`; a chat template writes them itself.
 """
 
 from __future__ import annotations
@@ -133,9 +133,11 @@ def _converted(path: Path) -> Tokenizer:
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise missing_extra("transformers", "train", needed_for=f"a tokenizer without tokenizer.json ({path})") from None
+        raise missing_extra(
+            "transformers", "train", needed_for=f"a tokenizer without tokenizer.json ({path})"
+        ) from None
     try:
-        backend = AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
+        backend: Tokenizer = AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
     except Exception as error:  # noqa: BLE001 - whatever the conversion meets is about this directory
         raise DataError(f"the tokenizer cannot be converted: {error}", where=str(path)) from None
     return backend
@@ -147,7 +149,7 @@ def _plain(backend: Tokenizer) -> Tokenizer:
 
     backend.no_truncation()
     backend.no_padding()
-    # Some byte-level post-processors (Llama 3) take whitespace out of a token's characters, which would move loss masks.
+    # Some byte-level post-processors (Llama 3) take white space out of a token's characters: it would leave the loss.
     # Post-processors only add special tokens otherwise, and none is wanted.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     return backend
