@@ -55,6 +55,10 @@ class Question:
     max_tokens: int
 
 
+# No answer of so many tokens is longer: an endpoint that sends more does not keep to `max_tokens`.
+_BODY_BYTES, _BODY_BYTES_PER_TOKEN = 1 << 16, 256
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long the client waits and how often it tries."""
@@ -63,7 +67,6 @@ class Patience:
     connect_timeout_seconds: float = 10.0
     num_tries: int = 3
     first_pause_seconds: float = 0.5  # doubled after every try
-    max_body_bytes: int = 1 << 20
 
 
 def ask_all(
@@ -155,14 +158,13 @@ class _Crew:
 
     async def _exchange(self, client: httpx.AsyncClient, question: Question) -> Answer:
         url = f"{self._endpoint.url.rstrip('/')}/v1/chat/completions"
+        most_bytes = _BODY_BYTES + _BODY_BYTES_PER_TOKEN * question.max_tokens
         async with client.stream("POST", url, json=self._request(question)) as response:
             body = bytearray()
             async for piece in response.aiter_bytes():
                 body += piece
-                if len(body) > self._patience.max_body_bytes:
-                    return Answer(
-                        error="too_large", detail=f"a body of more than {self._patience.max_body_bytes} bytes"
-                    )
+                if len(body) > most_bytes:
+                    return Answer(error="too_large", detail=f"a body of more than {most_bytes} bytes")
         if response.status_code != 200:
             return Answer(error=f"http_{response.status_code}", detail=_error_message(bytes(body)))
         try:

@@ -79,7 +79,7 @@ def test_concurrency_is_reached_and_never_exceeded() -> None:
         (Reply(b"", hang_up=True), "connection", 3),
         (Reply(completion("late"), wait_seconds=1.2), "timeout", 1),
         (Reply(completion("slow"), drip_seconds=0.05), "timeout", 1),
-        (Reply(b" " * (2 << 20)), "too_large", 3),
+        (Reply(b" " * (70 << 10)), "too_large", 3),
     ],
 )
 def test_each_failure_costs_its_item_only(reply: Reply, error: str, num_requests: int) -> None:
