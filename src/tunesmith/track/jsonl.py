@@ -61,11 +61,6 @@ def read_metrics(path: Path) -> Iterator[Line]:
                 continue
 
 
-def last_step(path: Path) -> int | None:
-    """Return the largest step of a metrics file, or None when it has no whole line."""
-    return max((line.step for line in read_metrics(path)), default=None)
-
-
 def keep_until(path: Path, step: int | None) -> None:
     """Drop every line after a step (all of them for None) and every line that is not whole, atomically."""
     if not path.exists():

@@ -37,7 +37,7 @@ class MlflowMirror:
         client_class = _import()
         written = settings.tracking_uri or _local_uri(recipe)
         experiment = settings.experiment or recipe.name
-        key, _ = identities.identity(run_dir, "mlflow", f"{written} {experiment}")
+        key = identities.identity(run_dir, "mlflow", f"{written} {experiment}")
         uri = expand(written)
         try:
             self._client: Any = client_class(tracking_uri=uri)

@@ -8,7 +8,7 @@ from typing import Self
 from tunesmith.errors import Interrupted
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.run_dir import RunDir
-from tunesmith.track import identities, jsonl
+from tunesmith.track import jsonl
 from tunesmith.track.mirror import Follower, Mirror, Outcome
 
 
@@ -23,7 +23,6 @@ def open_tracker(recipe: Recipe, run_dir: RunDir, *, resumed_at_step: int | None
         TrackError: a mirror cannot start.
         EnvironmentProblem: a mirror's package or environment variable is missing.
     """
-    identities.note_sent_step(run_dir, jsonl.last_step(run_dir.metrics))
     jsonl.keep_until(run_dir.metrics, resumed_at_step)
     mirrors = _start(recipe, run_dir)
     return Tracker(run_dir, mirrors)
