@@ -4,7 +4,9 @@ Every assistant turn with calls is one item: the messages before it are asked wi
 come back are compared with the turn's (`calls.py` says how). A row that offers tools and never calls one is an item,
 too, for its last assistant turn: there it is right to call nothing.
 
-* `accuracy`: share of items that are right.
+* `accuracy`: share of all items that are right.
+* `call_accuracy`: of the items with an expected call, those whose calls are exactly the expected ones. A model that never
+  calls anything scores 0 here, while `accuracy` credits it with the items where no tool fits.
 * `name_accuracy`: of the items with an expected call, those whose functions are the expected ones.
 * `argument_accuracy`: of the items with an expected call, the mean share of expected arguments that are given
   with an equal value.
@@ -37,6 +39,7 @@ class FunctionCalls:
     name = "function_calls"
     metrics: tuple[Metric, ...] = (
         Metric("accuracy", is_binary=True),
+        Metric("call_accuracy", is_binary=True),
         Metric("name_accuracy", is_binary=True),
         Metric("argument_accuracy"),
         Metric("made_a_call", is_binary=True),
@@ -91,6 +94,7 @@ def _judge(expected: list[Call], given: list[Call], failure: str) -> Judgement:
     error = failure or comparison.error
     values = {
         "accuracy": float(not error),
+        "call_accuracy": float(not error),
         "name_accuracy": float(comparison.names_equal),
         "argument_accuracy": comparison.equal_arguments_fraction,
         "made_a_call": float(bool(given)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from tunesmith.artifacts import Endpoint, Scores, Weights, Which
 from tunesmith.errors import EvaluateError, ServeError
 from tunesmith.evaluate import stage
 from tunesmith.evaluate.client import Patience
-from tunesmith.recipe.schema import Data, Evaluate, FunctionCallTask, Model, Recipe, TextTask
+from tunesmith.evaluate.interview import what_answers_depend_on
+from tunesmith.recipe.schema import Data, Evaluate, FunctionCallTask, Model, Recipe, Source, TextTask
+from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
 
 QUICK = Patience(timeout_seconds=1.0, connect_timeout_seconds=1.0, num_tries=2, first_pause_seconds=0.01)
@@ -134,8 +137,6 @@ def test_a_killed_evaluation_asks_only_what_is_missing(recipe: Recipe, run_dir: 
 
 @pytest.mark.parametrize("change", ["weights", "max_tokens", "seed", "base"])
 def test_answers_of_something_else_are_not_used(recipe: Recipe, run_dir: RunDir, change: str) -> None:
-    import dataclasses
-
     with serving(tuned_knows) as served:
         stage.run(recipe, run_dir, served, patience=QUICK)
     expected = {"base": NUM_ROWS, "tuned": NUM_ROWS}
@@ -259,6 +260,7 @@ def test_both_tasks_share_one_server_start(recipe: Recipe, run_dir: RunDir, tmp_
         assert served.asked_for == ["base", "tuned"]
     found = scores.tasks["function_calls"]
     assert (found["accuracy"]["base"], found["accuracy"]["tuned"]) == (0.5, 1.0)
+    assert (found["call_accuracy"]["base"], found["call_accuracy"]["tuned"]) == (0.0, 1.0)
     assert (found["made_a_call"]["num_items"], found["abstention_accuracy"]["num_items"]) == (1, 1)
     assert scores.tasks["text"]["exact_match"]["num_items"] == NUM_ROWS
     assert scores.failures["function_calls"] == {"base": {"no_call": 1}, "tuned": {}}
@@ -270,3 +272,24 @@ def test_line_separators_in_answers_stay_on_their_line(recipe: Recipe, run_dir: 
         stage.run(recipe, run_dir, served, patience=QUICK)
     assert len(items(run_dir, "text")) == NUM_ROWS
     assert items(run_dir, "text")[0]["tuned"]["answer"] == "a\u2028b\x85c\nd"
+
+
+def test_the_base_model_is_known_by_its_files_where_no_hashes_are_noted(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    files.write_text(base / "config.json", '{"model_type": "llama"}')
+    files.write_bytes(base / "model.safetensors", b"weights")
+    recipe = Recipe("r", Model(str(base)), Data((Source("x"),)), output_dir=str(tmp_path / "outputs"))
+    run_dir = RunDir(tmp_path / "bare")
+    first = what_answers_depend_on(recipe, run_dir, "base")
+    assert what_answers_depend_on(recipe, run_dir, "base") == first
+    files.write_bytes(base / "model.safetensors", b"WEIGHTS")
+    assert what_answers_depend_on(recipe, run_dir, "base") != first
+
+
+def test_answers_depend_on_a_template_files_content(recipe: Recipe, run_dir: RunDir, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("one")
+    recipe = dataclasses.replace(recipe, data=Data((), chat_template=str(template)))
+    first = what_answers_depend_on(recipe, run_dir, "tuned")
+    template.write_text("two")
+    assert what_answers_depend_on(recipe, run_dir, "tuned") != first
