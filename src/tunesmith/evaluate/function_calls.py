@@ -5,8 +5,8 @@ come back are compared with the turn's (`calls.py` says how). A row that offers 
 too, for its last assistant turn: there it is right to call nothing.
 
 * `accuracy`: share of all items that are right.
-* `call_accuracy`: of the items with an expected call, those whose calls are exactly the expected ones. A model that never
-  calls anything scores 0 here, while `accuracy` credits it with the items where no tool fits.
+* `call_accuracy`: of the items with an expected call, those whose calls are exactly the expected ones. A model that
+  never calls anything scores 0 here, while `accuracy` credits it with the items where no tool fits.
 * `name_accuracy`: of the items with an expected call, those whose functions are the expected ones.
 * `argument_accuracy`: of the items with an expected call, the mean share of expected arguments that are given
   with an equal value.
