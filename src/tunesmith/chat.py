@@ -66,14 +66,16 @@ def serve(run: str, output_dir: str, *, base: bool = False, host: str = "127.0.0
     which: Which = "base" if base else "tuned"
     choice = choose(run, output_dir, which, f"serve-{which}")
     say(f"starting {choice.model.name} ({choice.engine}) …")
-    with _sigterm_as_interrupt(), _running(choice, host=host, port=port) as server:
-        print(_how_to_ask(server), flush=True)
+    with _sigterm_as_interrupt():
         try:
-            code = server.wait()
+            with _running(choice, host=host, port=port) as server:
+                print(_how_to_ask(server), flush=True)
+                code = server.wait()
+                what = f"the server ended with exit code {code}\n{server.last_lines()}"
+                raise ServeError(what, where=str(server.log))
         except KeyboardInterrupt:
-            say("stopping")
+            say("stopped")
             return 0
-        raise ServeError(f"the server ended with exit code {code}\n{server.last_lines()}", where=str(server.log))
 
 
 def chat(
