@@ -61,7 +61,9 @@ def merge(work: Work) -> Artifact:
 def evaluate(work: Work) -> Artifact:
     from tunesmith.evaluate import stage
 
-    return stage.run(work.recipe, work.run_dir, work.serving())
+    scores = stage.run(work.recipe, work.run_dir, work.serving())
+    _mirror(work, stage.summary(scores))
+    return scores
 
 
 def bench(work: Work) -> Artifact:
@@ -179,7 +181,7 @@ def _run_or_skip(stage: Stage, work: Work) -> None:
     key = keys.stage_key(stage.name, work.recipe, work.inputs, [work.run_dir.find(kind) for kind in stage.reads])
     known = work.state["stages"].get(stage.name, {})
     record = _readable(work.run_dir, stage.makes)
-    if known.get("state") == "done" and known.get("key") == key and record is not None:
+    if known.get("state") == "done" and known.get("key") == key and _is_whole(record):
         console.say(summary.line(stage.name, record, unchanged=True))
         return
     if stage.name == "publish" and _gate_forbids(work):
@@ -198,6 +200,11 @@ def _run_or_skip(stage: Stage, work: Work) -> None:
     console.say(summary.line(stage.name, record, seconds=seconds))
 
 
+def _is_whole(record: Artifact | None) -> bool:
+    """Return whether a record is there and leaves nothing to do: unanswered items are asked again."""
+    return record is not None and not (isinstance(record, Scores) and record.num_unanswered > 0)
+
+
 def _gate_forbids(work: Work) -> bool:
     verdict = work.run_dir.find(Verdict)
     publish = work.recipe.publish
@@ -210,6 +217,15 @@ def _raise_if_gate_failed(run_dir: RunDir, recipe: Recipe) -> None:
         failed = [str(rule["rule"]) for rule in verdict.rules if not rule["passed"]]
         do = f"the evidence is in {run_dir.report_page}"
         raise GateFailed(f"the gate failed: {'; '.join(failed)}", where=str(run_dir.path), do=do)
+
+
+def _mirror(work: Work, numbers: dict[str, float]) -> None:
+    """Give a stage's final numbers to the trackers."""
+    from tunesmith.track.tracker import open_tracker
+
+    checkpoint = work.run_dir.load(Checkpoint)
+    with open_tracker(work.recipe, work.run_dir, resumed_at_step=checkpoint.num_steps) as tracker:
+        tracker.summary(numbers)
 
 
 def _readable(run_dir: RunDir, kind: type[Artifact]) -> Artifact | None:

@@ -69,10 +69,8 @@ def _checkpoint(record: Checkpoint) -> str:
 
 def _score(task: str, metrics: dict[str, dict[str, Any]]) -> str:
     name, values = next(iter(metrics.items()))
-    base = values.get("base")
-    arrow = f"{base:.1%} → " if isinstance(base, float | int) else ""
-    tuned = values.get("tuned")
-    return f"{task} {name} {arrow}{tuned:.1%}" if isinstance(tuned, float | int) else f"{task} {name} not scored"
+    base, tuned = (_show(values.get(which), values) for which in ("base", "tuned"))
+    return f"{task} {name} {base + ' → ' if values.get('base') is not None else ''}{tuned}"
 
 
 def _level(name: str, level: dict[str, Any]) -> str:
@@ -84,31 +82,27 @@ def _level(name: str, level: dict[str, Any]) -> str:
 
 
 def comparison(scores: Scores) -> list[tuple[str, str, str, str, str]]:
-    """Return (metric, base, tuned, difference, verdict) rows for a table, every metric of every task."""
+    """Return (metric, base, tuned, change, verdict) rows for a table, every metric of every task."""
     rows = []
     for task, metrics in scores.tasks.items():
         for metric, values in metrics.items():
             base, tuned = values.get("base"), values.get("tuned")
-            percent = metric != "bleu"
-            difference = ""
+            change = ""
             if isinstance(base, float | int) and isinstance(tuned, float | int):
-                difference = f"{100 * (tuned - base):+.1f}" if percent else f"{tuned - base:+.1f}"
-            rows.append(
-                (
-                    f"{task}.{metric}",
-                    _show(base, percent),
-                    _show(tuned, percent),
-                    difference,
-                    str(values.get("verdict") or ""),
-                )
-            )
+                change = f"{100 * (tuned - base) / _maximum(values):+.1f}"
+            cells = (f"{task}.{metric}", _show(base, values), _show(tuned, values), change)
+            rows.append((*cells, str(values.get("verdict") or "")))
     return rows
 
 
-def _show(value: Any, percent: bool) -> str:
+def _maximum(values: dict[str, Any]) -> float:
+    return float(values.get("maximum") or 1.0)
+
+
+def _show(value: Any, values: dict[str, Any]) -> str:
     if not isinstance(value, float | int):
         return "–"
-    return f"{value:.1%}" if percent else f"{value:.1f}"
+    return f"{value:.1%}" if _maximum(values) == 1.0 else f"{value:.1f}"
 
 
 def comparison_table(scores: Scores) -> str:

@@ -123,7 +123,7 @@ def recipe_page() -> str:
         "  snapshots, hashes, logs and reports.",
         "- Paths are relative to the directory the command is run in; `extends` is relative to the recipe.",
         "- `auto` means: decide and tell me (`tunesmith plan` shows each decision with its reason).",
-        "- A section whose default is \"not asked for\" is not run when it is missing or `null`.",
+        '- A section whose default is "not asked for" is not run when it is missing or `null`.',
         "- Unknown keys, wrong types and impossible combinations are errors, all reported at once.",
         "",
     ]
