@@ -130,7 +130,7 @@ def _read_files(source: Source) -> Iterator[Row | BadRow]:
 def open_file(path: Path) -> IO[bytes]:
     """Open a file for reading bytes, unpacked when its name ends in .gz."""
     if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))  # noqa: SIM115 - the caller closes it
+        return cast(IO[bytes], gzip.open(path, "rb"))
     return path.open("rb")
 
 
