@@ -140,12 +140,26 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int) -> dict[str, Ada
         ModelError: no layer is named so.
     """
     layers = linear_layers(model)
-    chosen = {name: module for name, module in layers.items() if is_target(name, settings.target_modules)}
+    chosen = [name for name in layers if is_target(name, settings.target_modules)]
     if not chosen:
         raise _nothing_matches(settings.target_modules, layers)
+    return attach_to(model, settings, chosen, seed=seed)
+
+
+def attach_to(model: Any, settings: AdapterSettings, names: list[str], *, seed: int) -> dict[str, AdaptedLinear]:
+    """Wrap the layers of these names, in place.
+
+    Raises:
+        ModelError: the model has no such linear layer.
+    """
+    layers = linear_layers(model)
+    missing = [name for name in names if name not in layers]
+    if missing:
+        raise ModelError(f"the model has no linear layer {missing[0]!r}", do="is this the adapter's base model?")
     generator = torch.Generator().manual_seed(seed)
     adapted: dict[str, AdaptedLinear] = {}
-    for name, module in chosen.items():
+    for name in names:
+        module = layers[name]
         parent, _, attribute = name.rpartition(".")
         adapted[name] = AdaptedLinear(module, settings, generator)
         setattr(model.get_submodule(parent), attribute, adapted[name])

@@ -10,6 +10,7 @@ from tunesmith.artifacts import Checkpoint
 from tunesmith.model.adapter_files import save_adapter
 from tunesmith.model.adapters import AdapterSettings, adapters_of
 from tunesmith.model.companions import write_companions
+from tunesmith.model.nf4 import Nf4Linear
 from tunesmith.recipe.schema import Recipe
 from tunesmith.rows.conversation import Conversation
 from tunesmith.store import files
@@ -19,6 +20,7 @@ from tunesmith.tokens.templates import ChatTemplate, template_for
 from tunesmith.tokens.tokenizer import ChatTokenizer, load_tokenizer
 
 _RECORD = "training.json"
+_QUANTISED = "quantised.json"  # read by `tunesmith.merge`
 
 
 def write_final(recipe: Recipe, run_dir: RunDir, base: Path, model: Any, record: Checkpoint, identity: str) -> None:
@@ -30,10 +32,21 @@ def write_final(recipe: Recipe, run_dir: RunDir, base: Path, model: Any, record:
         if adapted:
             settings = AdapterSettings.of(recipe.train.lora, recipe.train.method)
             save_adapter(directory, adapted, settings, record.base_model)
+            _note_quantised(directory, model, recipe)
         else:
             model.save_pretrained(str(directory), max_shard_size=f"{recipe.merge.max_shard_gib}GB")
         write_companions(base, directory, template=template.text, end_ids=end_of_turn(tokenizer, template))
         files.write_json(directory / _RECORD, {"identity": identity, "record": record.to_json()})
+
+
+def _note_quantised(directory: Path, model: Any, recipe: Recipe) -> None:
+    """Name the layers that were in NF4: merging folds onto what was left of them."""
+    layers = sorted(
+        name.removesuffix(".inner") for name, module in model.named_modules() if isinstance(module, Nf4Linear)
+    )
+    if layers:
+        document = {"format": "nf4, double quantisation", "dtype": recipe.model.dtype, "layers": layers}
+        files.write_json(directory / _QUANTISED, document)
 
 
 def finished(run_dir: RunDir, identity: str) -> Checkpoint | None:
