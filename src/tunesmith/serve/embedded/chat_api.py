@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.serve.embedded.answers import ChatText, Envelope, Usage, chat_logprobs
+from tunesmith.serve.embedded.answers import Envelope, Usage, chat_logprobs
+from tunesmith.serve.embedded.chat_text import ChatText
 from tunesmith.serve.embedded.checkpoint import Checkpoint
 from tunesmith.serve.embedded.requests import BadRequest, parse_chat
 from tunesmith.serve.embedded.sequence import Answer, Output, TokenLogprob
@@ -31,9 +32,14 @@ class ChatExchange:
             Answer(prompt, self.wish.sampling_for(len(prompt), checkpoint.max_model_len, i), checkpoint.eos_ids, decode)
             for i in range(self.wish.num_choices)
         ]
-        one_call = not request.parallel_tool_calls
         self._texts = [
-            ChatText(finds_calls=finds_calls, one_call=one_call, clean=self._without_special) for _ in self.answers
+            ChatText(
+                finds_calls=finds_calls,
+                one_call=not request.parallel_tool_calls,
+                streams=self.wish.stream,
+                clean=self._without_special,
+            )
+            for _ in self.answers
         ]
         self._reasons: list[str | None] = [None] * len(self.answers)
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self.answers]
