@@ -66,3 +66,35 @@ def make_checkpoint(path: Path, family: str = "llama", *, seed: int = 0) -> Path
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def make_reciting_checkpoint(path: Path, text: str, *, num_prompt_tokens: int) -> Path:
+    """Write a model that answers a prompt of a known length with `text`, and ends.
+
+    Its layers add nothing, its position embeddings are unit vectors, and its head maps each position to the next token.
+    """
+    tokenizer = byte_tokenizer()
+    size = 512
+    config = AutoConfig.for_model(
+        "gpt2",
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        n_embd=size,
+        n_positions=size,
+        n_layer=1,
+        n_head=4,
+        tie_word_embeddings=False,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    answer = [*tokenizer.encode(text), tokenizer.eos_token_id]
+    with torch.no_grad():
+        for parameter in (*model.transformer.h.parameters(), model.transformer.wte.weight, model.lm_head.weight):
+            parameter.zero_()
+        model.transformer.wpe.weight.copy_(torch.eye(size))
+        for i, token in enumerate(answer):
+            model.lm_head.weight[token, num_prompt_tokens - 1 + i] = 1.0
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

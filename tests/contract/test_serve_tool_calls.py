@@ -1,0 +1,86 @@
+"""Tool calls from end to end: a model that recites one, the server, OpenAI's client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fakes.tiny_checkpoint import byte_tokenizer, make_reciting_checkpoint
+from tunesmith import chat
+from tunesmith.serve.engine import ServedModel
+from tunesmith.serve.process import ServerProcess
+from tunesmith.serve.stage import serving
+
+TOOL: Any = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+MESSAGES: Any = [{"role": "user", "content": "a room in Köln"}]
+ARGUMENTS = {"city": "Köln 🏨", "nights": 2}
+ANSWER = (
+    f"I look.\n<tool_call>\n{json.dumps({'name': 'find', 'arguments': ARGUMENTS}, ensure_ascii=False)}\n</tool_call>"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    root = tmp_path_factory.mktemp("reciting")
+    encoded = byte_tokenizer().apply_chat_template(MESSAGES, tools=[TOOL], add_generation_prompt=True, return_dict=True)
+    path = make_reciting_checkpoint(root / "model", ANSWER, num_prompt_tokens=len(encoded["input_ids"]))
+    model = ServedModel(path, "recites", dtype="float32")
+    with serving(model, engine="embedded", log=root / "log", timeout_seconds=120) as running:
+        yield running
+
+
+def ask(server: ServerProcess, **options: Any) -> Any:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    return client.chat.completions.create(model="recites", messages=MESSAGES, tools=[TOOL], temperature=0, **options)
+
+
+def test_a_call_comes_out_of_the_text(server: ServerProcess) -> None:
+    answer = ask(server)
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "I look."
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "find" and json.loads(call.function.arguments) == ARGUMENTS
+    assert answer.usage.completion_tokens == len(ANSWER.encode()) + 1
+
+
+def test_a_call_is_streamed(server: ServerProcess) -> None:
+    chunks = [chunk.choices[0] for chunk in ask(server, stream=True)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == "I look."
+    pieces = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+    assert pieces[0].function.name == "find" and len(pieces) > 10
+    assert json.loads("".join(piece.function.arguments or "" for piece in pieces)) == ARGUMENTS
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_a_call_cut_off_by_the_limit_is_no_call(server: ServerProcess) -> None:
+    choice = ask(server, max_tokens=40).choices[0]
+    assert choice.finish_reason == "length" and not choice.message.tool_calls
+    assert choice.message.content == ANSWER[:40]
+
+
+def test_chat_shows_calls_as_people_write_them(server: ServerProcess) -> None:
+    talk = chat.Talk(server.url, "recites", [TOOL])
+    shown = "".join(talk.ask(MESSAGES[0]["content"]))
+    assert shown == 'I look.\n→ find(city="Köln 🏨", nights=2)'
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+    assert "".join(talk.give_result('{"rooms": 3}')) is not None
+    assert [message["role"] for message in talk.messages] == ["user", "assistant", "tool", "assistant"]
+    assert talk.messages[2]["tool_call_id"] == talk.messages[1]["tool_calls"][0]["id"]
+    assert "".join(talk.give_result("again")) == "(no call waits for a result)"
+    talk.reset()
+    assert talk.messages == []
+
+
+def test_the_command_answers_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoded = byte_tokenizer().apply_chat_template(MESSAGES, tools=[TOOL], add_generation_prompt=True, return_dict=True)
+    path = make_reciting_checkpoint(tmp_path / "model", "Fine.", num_prompt_tokens=len(encoded["input_ids"]))
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([TOOL["function"]]))
+    assert chat.chat(str(path), str(tmp_path), message=MESSAGES[0]["content"], tools=str(tools)) == 0
+    assert capsys.readouterr().out.strip() == "Fine."
