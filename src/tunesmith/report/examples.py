@@ -1,0 +1,160 @@
+"""Answers worth looking at: what tuning fixed, what it broke, and what is wrong still."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.report.wording import printable
+
+_MAX_CHARACTERS = 1200
+_NOTICEABLE = 0.1  # change of the mean score that counts as closer or further
+
+KINDS = {
+    "fixed": "Fixed by tuning",
+    "broken": "Broken by tuning",
+    "closer": "Closer to the reference",
+    "further": "Further from the reference",
+    "wrong": "Wrong in both",
+    "right": "Right in both",
+}
+# Without the base model's answers there is only right and wrong.
+_ALONE = {"wrong": "Wrong", "right": "Right"}
+# Which kinds get the room, the most telling first.
+_ORDER = ("broken", "fixed", "wrong", "further", "closer")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as shown, and how much of it was left out."""
+
+    shown: str
+    num_hidden: int = 0
+
+
+@dataclass(frozen=True)
+class Given:
+    """One model's answer."""
+
+    model: str  # base | tuned
+    text: Text
+    is_correct: bool | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    kind: str
+    title: str
+    prompt: Text
+    reference: Text
+    answers: tuple[Given, ...]
+
+
+def choose(path: Path, num_examples: int) -> tuple[list[Example], dict[str, int]]:
+    """Return the examples of a task, and how many items of each kind there are.
+
+    Lines that cannot be read are passed over. The room is shared evenly among the kinds that occur; what one does not
+    need goes to the others.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    counts = dict.fromkeys(KINDS, 0)
+    for item in _items(path):
+        kind = _kind(item)
+        counts[kind] += 1
+        if len(kinds[kind]) < num_examples:
+            kinds[kind].append(item)
+    taken = dict.fromkeys(KINDS, 0)
+    order = [kind for kind in _ORDER if kinds[kind]] or [kind for kind in ("right",) if kinds[kind]]
+    left = num_examples
+    while left > 0 and any(taken[kind] < len(kinds[kind]) for kind in order):
+        for kind in order:
+            if left > 0 and taken[kind] < len(kinds[kind]):
+                taken[kind] += 1
+                left -= 1
+    shown = sorted(order, key=list(KINDS).index)
+    chosen = [_example(item, kind) for kind in shown for item in kinds[kind][: taken[kind]]]
+    return chosen, {kind: number for kind, number in counts.items() if number}
+
+
+def kind_names(*, with_base: bool) -> dict[str, str]:
+    return KINDS if with_base else _ALONE
+
+
+def _items(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    item = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(item, dict):
+                    yield item
+    except OSError:
+        return
+
+
+def _kind(item: dict[str, Any]) -> str:
+    base, tuned = _answer(item, "base"), _answer(item, "tuned")
+    before, after = bool(base.get("correct")), bool(tuned.get("correct"))
+    if not base:
+        return "right" if after else "wrong"
+    if before != after:
+        return "fixed" if after else "broken"
+    if after:
+        return "right"
+    change = _mean_score(tuned) - _mean_score(base)
+    return "closer" if change >= _NOTICEABLE else "further" if change <= -_NOTICEABLE else "wrong"
+
+
+def _answer(item: dict[str, Any], model: str) -> dict[str, Any]:
+    value = item.get(model)
+    return value if isinstance(value, dict) else {}
+
+
+def _mean_score(answer: dict[str, Any]) -> float:
+    scores = answer.get("scores")
+    values = [float(v) for v in scores.values() if isinstance(v, int | float)] if isinstance(scores, dict) else []
+    return sum(min(1.0, value) for value in values) / len(values) if values else 0.0
+
+
+def _example(item: dict[str, Any], kind: str) -> Example:
+    models = [model for model in ("base", "tuned") if _answer(item, model)]
+    return Example(
+        id=printable(str(item.get("id", ""))),
+        kind=kind,
+        title=kind_names(with_base="base" in models)[kind],
+        prompt=_text(item.get("prompt_tail", "")),
+        reference=_text(item.get("reference", "")),
+        answers=tuple(_given(_answer(item, model), model) for model in models),
+    )
+
+
+def _given(answer: dict[str, Any], model: str) -> Given:
+    correct = answer.get("correct")
+    note = " · ".join(str(answer[key]) for key in ("error", "detail") if answer.get(key))
+    if answer.get("finish_reason") == "length":
+        note = f"{note} · cut at max_tokens".strip(" ·")
+    is_correct = correct if isinstance(correct, bool) else None
+    return Given(model, _text(answer.get("answer", "")), is_correct, _text(note.replace("_", " ")).shown[:200])
+
+
+def _text(value: Any) -> Text:
+    """Return what is shown of a text; function calls in JSON are laid out."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    text = printable(_laid_out(text.strip()))
+    return Text(text[:_MAX_CHARACTERS], max(0, len(text) - _MAX_CHARACTERS))
+
+
+def _laid_out(text: str) -> str:
+    if text[:1] in "[{" and len(text) < 20_000:
+        try:
+            return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            return text
+    return text

@@ -1,0 +1,228 @@
+"""The sections on how it was made: data, method, decisions, curves, merge, time, lineage, recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.recipe.environment import redact
+from tunesmith.report import wording
+from tunesmith.report.curves import Series
+from tunesmith.report.figures.bars import histogram
+from tunesmith.report.figures.lines import NARROW, SMALL, WIDE, Curve, line_chart
+from tunesmith.report.findings import Findings, mapping
+from tunesmith.track.console import duration
+
+Context = dict[str, Any]
+Pairs = list[tuple[str, str]]
+
+_FATES = (
+    ("train", "used for training"),
+    ("validation", "held out for validation"),
+    ("quarantined", "could not be read"),
+    ("duplicates", "exact duplicates"),
+    ("overlong_dropped", "too long"),
+    ("unweighted", "left out by weight or max_rows"),
+)
+
+
+def trained(found: Findings) -> Context:
+    """Return what was trained on what, and every decision."""
+    decisions = [
+        {"key": str(d.get("key")), "value": wording.shown(d.get("value")), "reason": wording.shown(d.get("reason"))}
+        for d in found.run.get("decisions") or []
+        if isinstance(d, dict)
+    ]
+    return {"data": _data(found), "method": _method(found), "decisions": decisions}
+
+
+def _data(found: Findings) -> Context | None:
+    data = found.dataset
+    if data is None:
+        return None
+    read = data.counts.get("read") or 0
+    fates = [(text, data.counts.get(key) or 0) for key, text in _FATES]
+    edges = sorted((int(edge), number) for edge, number in data.length_histogram.items() if str(edge).isdigit())
+    facts: Pairs = [
+        ("Sequences per epoch", wording.number(data.num_sequences)),
+        ("Tokens per epoch", wording.count(data.num_tokens)),
+        ("with a loss", f"{data.num_trained_tokens / max(1, data.num_tokens):.1%}"),
+        ("Longest sequence", f"{wording.number(data.longest_tokens)} tokens"),
+    ]
+    if data.counts.get("truncated"):
+        facts.append(("Cut to max_length", wording.number(data.counts["truncated"])))
+    return {
+        "num_read": read,
+        "fates": [(text, count, count / max(1, read)) for text, count in fates if count],
+        "facts": facts,
+        "sources": [_source(source) for source in data.sources],
+        "histogram": histogram(edges, limit=found.recipe.data.max_length),
+    }
+
+
+def _source(source: dict[str, Any]) -> Context:
+    known = {"path": source.get("path") or source.get("file"), "format": source.get("format")}
+    digest = source.get("sha256") or source.get("revision") or source.get("hash")
+    rows = source.get("rows") if source.get("rows") is not None else source.get("num_rows")
+    return {key: wording.shown(value) for key, value in known.items()} | {
+        "rows": wording.number(rows),
+        "digest": wording.shown(digest)[:16] if digest else "",
+    }
+
+
+def _method(found: Findings) -> Pairs:
+    train, made = found.recipe.train, found.checkpoint
+    facts: Pairs = [("Objective", train.objective.upper()), ("Method", made.method if made else train.method)]
+    if train.method != "full":
+        facts.append(("Adapter", f"rank {train.lora.r}, alpha {wording.number(train.lora.alpha)}"))
+    facts.append(("Batch", f"{train.global_batch_size} sequences per step"))
+    facts.append(("Peak learning rate", f"{wording.number(train.learning_rate)}, {train.lr_scheduler_type}"))
+    if made is None:
+        return facts
+    share = made.num_trainable_parameters / max(1, made.num_parameters)
+    trainable = wording.count(made.num_trainable_parameters)
+    facts += [
+        ("Steps", wording.number(made.num_steps)),
+        ("Trainable", f"{trainable} of {wording.count(made.num_parameters)} ({share:.2%})"),
+        ("Loss", f"{wording.number(made.first_loss)} → {wording.number(made.final_loss)}"),
+        ("Validation loss", wording.number(made.validation_loss)),
+        ("Speed", f"{wording.number(made.tokens_per_second, 3)} tokens/s"),
+        ("Peak memory", wording.size(made.peak_memory_bytes)),
+        ("Time", duration(made.seconds)),
+    ]
+    if made.resumed_from_steps:
+        facts.append(("Resumed at step", ", ".join(wording.number(step) for step in made.resumed_from_steps)))
+    return facts
+
+
+def curves(found: Findings) -> Context | None:
+    """Return the curves of training."""
+    loss, validation = found.series.get("train/loss"), found.series.get("eval/loss")
+    lines: list[Curve] = []
+    if loss:
+        smooth = loss.smoothed()
+        lines.append(Curve("training loss", loss.points(), "faint" if smooth else "main"))
+        lines += [Curve("training loss, smoothed", smooth)] if smooth else []
+    if validation:
+        lines.append(Curve("validation loss", validation.points(), "second", has_dots=len(validation.steps) <= 60))
+    wide, narrow = (line_chart(lines, size, title="Loss") for size in (WIDE, NARROW))
+    small = [
+        _small(found.series, "train/learning_rate", "Learning rate", zero=True),
+        _small(found.series, "train/trained_tokens_per_second", "Trained tokens per second", zero=True),
+        _small(found.series, "train/tokens_per_second", "Tokens per second", zero=True),
+        _small(found.series, "train/grad_norm", "Gradient norm", zero=True),
+        _small(found.series, "train/reward_accuracy", "Preferred answer scored higher", zero=True),
+        _small(found.series, "train/reward_margin", "Reward margin"),
+        _small(found.series, "train/memory_gib", "Memory, GiB", zero=True),
+    ]
+    shown = [entry for entry in small if entry]
+    if wide is None and not shown:
+        return None
+    return {
+        "wide": wide,
+        "narrow": narrow,
+        "legend": [(curve.name, curve.style) for curve in lines],
+        "small": shown,
+        "num_not_finite": sum(series.num_not_finite() for series in (loss, validation) if series),
+    }
+
+
+def _small(series: dict[str, Series], name: str, title: str, *, zero: bool = False) -> Context | None:
+    found = series.get(name)
+    if found is None:
+        return None
+    figure = line_chart([Curve(title, found.points())], SMALL, title=title, starts_at_zero=zero)
+    last = found.last_finite()
+    return {"title": title, "figure": figure, "last": wording.number(last)} if figure else None
+
+
+def merged(found: Findings) -> Context | None:
+    """Return the merged model with the proof that it is the base with its adapter."""
+    if found.weights is None:
+        return None
+    agreement = found.weights.proof.get("top1_agreement")
+    proof = [(key.replace("_", " "), wording.shown(v)) for key, v in found.weights.proof.items() if v is not None]
+    return {
+        "agreement": f"{agreement:.2%}" if isinstance(agreement, float) else None,
+        "proof": proof,
+        "num_bytes": wording.size(found.weights.num_bytes),
+        "files": [(name, digest) for name, digest in found.weights.files.items()],
+    }
+
+
+def times(found: Findings) -> Context | None:
+    """Return how long each stage took. The report leaves itself and publishing out: they end after it is written."""
+    ended = {name: facts for name, facts in found.stages().items() if name not in ("report", "publish")}
+    seconds = {n: float(f["seconds"]) for n, f in ended.items() if isinstance(f.get("seconds"), int | float)}
+    rows = [
+        {
+            "name": name,
+            "seconds": seconds.get(name),
+            "told": duration(seconds[name]) if name in seconds else _state(facts),
+            "state": facts.get("state"),
+            "error": redact(wording.shown(facts["error"])) if facts.get("error") else "",
+        }
+        for name, facts in ended.items()
+    ]
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return {"rows": rows, "total": duration(sum(seconds.values())), "longest": longest} if rows else None
+
+
+def _state(facts: dict[str, Any]) -> str:
+    state = str(facts.get("state"))
+    return {"interrupted": "stopped"}.get(state, state)
+
+
+def lineage(found: Findings) -> Context:
+    """Return where the numbers come from."""
+    known = mapping(found.run.get("lineage"))
+    git, hardware = mapping(known.get("git")), mapping(known.get("hardware"))
+    facts: Pairs = [
+        ("Run", wording.shown(found.run.get("id") or found.run_dir.path.name)),
+        ("Started", wording.shown(found.run.get("created"))),
+        ("Command", redact(" ".join(str(word) for word in found.run.get("command") or [])) or "–"),
+        ("tunesmith", wording.shown(known.get("tunesmith"))),
+        ("Git", _git(git)),
+        ("Hardware", _hardware(hardware)),
+        ("Python", " on ".join(str(known[key]) for key in ("python", "platform") if known.get(key)) or "–"),
+    ]
+    model = mapping(known.get("model"))
+    facts.append(("Base model", wording.shown(model.get("name_or_path") or found.recipe.model.name_or_path)))
+    for key in ("revision", "fingerprint", "weights", "rest"):
+        if model.get(key):
+            label = {"weights": "Weights, fingerprint", "rest": "Other model files, fingerprint"}.get(
+                key, key.capitalize()
+            )
+            facts.append((label, wording.shown(model[key])))
+    if found.dataset:
+        facts += [
+            ("Tokenizer", found.dataset.tokenizer_fingerprint),
+            ("Chat template", found.dataset.template_fingerprint),
+            ("Tokenised data", found.dataset.key),
+        ]
+    packages = [f"{name} {version}" for name, version in mapping(known.get("packages")).items()]
+    hashes = [
+        (stage, str(file), str(digest))
+        for stage, files in mapping(known.get("files")).items()
+        for file, digest in mapping(files).items()
+    ]
+    return {"facts": facts, "packages": packages, "hashes": hashes}
+
+
+def _git(git: dict[str, Any]) -> str:
+    if not git.get("commit"):
+        return "not in a repository"
+    dirty = git.get("dirty")
+    changed = f", {git['num_changed_files']} files changed" if git.get("num_changed_files") else ", with changes"
+    return f"{git['commit']}{changed if dirty else ', clean'}" + (f" · {git['branch']}" if git.get("branch") else "")
+
+
+def _hardware(hardware: dict[str, Any]) -> str:
+    name = hardware.get("device_name") or hardware.get("device")
+    if not name:
+        return wording.shown(hardware)
+    parts = [f"{hardware['num_devices']} × {name}" if (hardware.get("num_devices") or 1) > 1 else str(name)]
+    if hardware.get("num_cpus"):
+        parts.append(f"{hardware['num_cpus']} CPUs")
+    if hardware.get("memory_bytes"):
+        parts.append(f"{wording.size(hardware['memory_bytes'])} memory")
+    return ", ".join(parts)
