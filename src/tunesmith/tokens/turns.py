@@ -89,7 +89,7 @@ def _landmarks(
     try:
         asked, _ = render_with_spans(template_text, tokens, [question], ())
         prompted, _ = render_with_spans(template_text, tokens, [question], (), add_generation_prompt=True)
-        header = prompted[len(asked) :] if prompted.startswith(asked) else ""
+        header = prompted[_border(prompted, _shared(asked, prompted), specials) :]
         answered, _ = render_with_spans(template_text, tokens, [question, answer], ())
         closing = answered.rpartition(_LAST)[2].lstrip()
     except TemplateProblem:
@@ -97,6 +97,14 @@ def _landmarks(
     closes = next((token for token in specials if closing.startswith(token)), None)
     ends = {*own_ends, *_KNOWN_ENDS} | ({closes} if closes else set())
     return _Landmarks(header, tuple(sorted(ends)), specials)
+
+
+def _border(text: str, position: int, specials: tuple[str, ...]) -> int:
+    """Move a position that lies inside a special token back to the token's first character."""
+    begins = (position - back for token in specials for back in range(1, len(token)) if back <= position)
+    return min(
+        (b for b in begins if any(text.startswith(t, b) and b + len(t) > position for t in specials)), default=position
+    )
 
 
 def _by_marker(
@@ -234,7 +242,7 @@ def _begin(
         if header or not plain or not literal.strip():
             return len(prompt)
         # The template has a header for assistants but no generation prompt: the words begin behind the header.
-        return first - (len(literal) - len(literal.rstrip()))
+        return first
     tails = [header]
     last_special = max((prompt.rfind(special) for special in landmarks.specials), default=-1)
     if last_special >= 0:
