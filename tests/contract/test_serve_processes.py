@@ -160,6 +160,42 @@ with serving(model, engine="embedded", log=Path({str(tmp_path / "log")!r})) as s
     assert wait_until(lambda: is_free(port_of(url)))
 
 
+class Kept(Scripted):
+    """A scripted engine under the keeper, as vLLM is."""
+
+    def command(self, model: ServedModel, host: str, port: int) -> list[str]:
+        return [sys.executable, "-m", "tunesmith.serve.keeper", *super().command(model, host, port)]
+
+
+def test_the_keeper_ends_grandchildren_after_a_kill(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from tests.contract.test_serve_processes import STUBBORN, Kept, start
+server = start(Kept(STUBBORN.replace("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "")), Path({str(tmp_path)!r}))
+print(server.pid, server.url, flush=True)
+time.sleep(600)
+"""
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert parent.stdout is not None
+    pid, url = parent.stdout.readline().split()
+    grandchild = int((tmp_path / "server.log").read_text().split()[1])
+    assert is_alive(grandchild)
+    parent.kill()
+    parent.wait()
+    assert wait_until(lambda: not is_alive(grandchild) and not is_alive(int(pid)))
+    assert wait_until(lambda: is_free(port_of(url)))
+
+
+def test_the_keeper_hands_on_exit_codes_and_last_words(tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match="no such weights"):
+        start(Kept("import sys; sys.exit('no such weights')"), tmp_path)
+    server = start(Kept(HEALTHY + "server.serve_forever()"), tmp_path)
+    server.stop()
+    assert not server.is_running() and is_free(port_of(server.url))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     checkpoint = make_checkpoint(tmp_path / "tiny")

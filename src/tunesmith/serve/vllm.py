@@ -41,7 +41,9 @@ class Vllm:
     name = "vllm"
 
     def command(self, model: ServedModel, host: str, port: int) -> list[str]:
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)]
+        # vLLM works in processes of its own, which must not outlive us either.
+        command = [sys.executable, "-m", "tunesmith.serve.keeper"]
+        command += [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)]
         command += ["--served-model-name", model.name, "--host", host, "--port", str(port), "--dtype", model.dtype]
         command += ["--gpu-memory-utilization", str(model.gpu_memory_utilization)]
         # The checkpoint's own sampling defaults (repetition_penalty, say) would make greedy answers differ from ours.

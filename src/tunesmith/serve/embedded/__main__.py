@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tunesmith.errors import ServeError, TunesmithError, missing_extra
+from tunesmith.errors import ModelError, ServeError, TunesmithError, missing_extra
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    if not (args.model / "config.json").is_file():
+        raise ModelError("there is no config.json here", where=str(args.model), do="give a model directory")
     # Before the slow part: a port that is taken shows at once, and early clients wait in the queue.
     listener = _listen(args.host, args.port)
     try:

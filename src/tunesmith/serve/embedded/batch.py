@@ -1,8 +1,8 @@
 """Continuous batching: one thread owns the model; answers join and leave the batch between two steps.
 
-A step continues every row by one token. Newcomers are first run over their prompts together (left-padded, shortest
-first, so that little padding is computed), then join. The batch's keys and values are bounded: an answer that could
-outgrow the bound waits until rows have left.
+A step continues every row by one token. Newcomers are first run over their prompts together, left-padded, then join, in
+the order in which they came. The batch's keys and values are bounded: an answer that could outgrow the bound waits
+until rows have left.
 
 Shapes: R rows, T tokens of a prompt, C columns of the cache, V vocabulary.
 """
@@ -117,6 +117,9 @@ class Batch:
             if not is_first and cells > self._limits.max_cells:
                 break
             if taken and longest * (len(taken) + 1) > self._limits.prefill_tokens:
+                break
+            # Logits of a whole prompt are large: one prompt at a time.
+            if taken and (answer.sampling.prompt_logprobs or taken[0].sampling.prompt_logprobs):
                 break
             taken.append(self._waiting.popleft())
         return taken

@@ -76,8 +76,6 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
         ModelError: it cannot be loaded, or its architecture keeps a state that this server cannot batch.
         DataError: tokenizer or template cannot be used.
     """
-    if not (path / "config.json").is_file():
-        raise ModelError("there is no config.json here", where=str(path), do="give a model directory")
     tokenizer = load_tokenizer(path)
     wants_template = options.chat_template != "model" or tokenizer.model_template is not None
     template = template_for(tokenizer, options.chat_template) if wants_template else None

@@ -83,7 +83,6 @@ class Wish:
             raise BadRequest(
                 f"This model's maximum context length is {max_model_len} tokens. However, you requested "
                 f"{num_prompt_tokens} tokens in the prompt{asked}.",
-                param="messages",
                 code="context_length_exceeded",
             )
         seed = self.sampling["seed"]
