@@ -221,8 +221,8 @@ def _items(task: str, *, hostile: bool) -> list[dict[str, Any]]:
             }
             for index in range(6)
         ]
-    wanted = '[{"name": "book_table", "arguments": {"city": "Turin", "people": 4, "time": "19:30", "outside": true}}]'
-    wrong = '[{"name": "book_table", "arguments": {"city": "Turin", "people": 2, "time": "19:30"}}]'
+    wanted = 'book_table({"city": "Turin", "people": 4, "time": "19:30", "outside": true})'
+    wrong = 'book_table({"city": "Turin", "people": 2, "time": "19:30"})'
     return [
         {
             "id": f"rows/held_out.jsonl:{index + 1}#2",
@@ -294,7 +294,8 @@ def _metrics(run_dir: RunDir, *, num_steps: int, broken: bool) -> None:
     with files.writing(run_dir.metrics) as path, path.open("w") as file:
         for step in range(1, num_steps + 1):
             share = step / num_steps
-            loss: float | str = 4.7 * math.exp(-7 * share) + 0.11 + random_source.gauss(0, 0.05 + 0.15 * (1 - share))
+            noise = random_source.gauss(1, 0.12)
+            loss: float | str = (4.7 * math.exp(-7 * share) + 0.11) * noise
             if broken and step > 0.7 * num_steps and step % 3 == 0:
                 loss = "NaN" if step % 2 else "Infinity"
             if step == num_steps // 2 and num_steps > 10_000:

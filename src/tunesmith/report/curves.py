@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from tunesmith.report.figures.lines import Point
 from tunesmith.track.jsonl import Line
@@ -34,18 +35,17 @@ class Series:
         return _thinned(pairs)
 
     def smoothed(self) -> list[Point]:
-        """Return the running mean that follows a noisy curve, or nothing when there are too few points.
-
-        An exponential mean over about a fortieth of the run, corrected for its start (Kingma and Ba 2015, section 3).
-        """
-        if len(self.values) < _MIN_POINTS_TO_SMOOTH:
+        """Return the mean over a fortieth of the run around each step, or nothing when there are too few points."""
+        pairs = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
+        if len(pairs) < _MIN_POINTS_TO_SMOOTH:
             return []
-        keep = 1 - 1 / max(4.0, len(self.values) / 40)
-        mean, weight, points = 0.0, 0.0, list[Point]()
-        for step, value in zip(self.steps, self.values, strict=True):
-            if math.isfinite(value):
-                mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-                points.append((step, mean / weight))
+        reach = max(2, len(pairs) // 80)
+        sums = [0.0, *accumulate(value for _, value in pairs)]
+        points: list[Point] = []
+        for index, (step, _) in enumerate(pairs):
+            near = min(reach, index, len(pairs) - 1 - index)  # narrower at the ends, where it would lean to one side
+            first, last = index - near, index + near + 1
+            points.append((step, (sums[last] - sums[first]) / (last - first)))
         stride = max(1, len(points) // _MAX_BUCKETS)
         return points if stride == 1 else [*points[:-1:stride], points[-1]]
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.report.call_layout import differing, lay_out
 from tunesmith.report.wording import printable
 
 _MAX_CHARACTERS = 1200
+_MAX_LINES = 40  # of calls
 _NOTICEABLE = 0.1  # change of the mean score that counts as closer or further
 
 KINDS = {
@@ -29,9 +31,10 @@ _ORDER = ("broken", "fixed", "wrong", "further", "closer")
 
 @dataclass(frozen=True)
 class Text:
-    """A text as shown, and how much of it was left out."""
+    """A text as shown, in pieces that are marked or not, and how much of it was left out."""
 
-    shown: str
+    pieces: tuple[tuple[str, bool], ...]
+    is_code: bool = False
     num_hidden: int = 0
 
 
@@ -125,36 +128,40 @@ def _mean_score(answer: dict[str, Any]) -> float:
 
 def _example(item: dict[str, Any], kind: str) -> Example:
     models = [model for model in ("base", "tuned") if _answer(item, model)]
+    reference = _plain(item.get("reference", ""))
     return Example(
         id=printable(str(item.get("id", ""))),
         kind=kind,
         title=kind_names(with_base="base" in models)[kind],
-        prompt=_text(item.get("prompt_tail", "")),
-        reference=_text(item.get("reference", "")),
-        answers=tuple(_given(_answer(item, model), model) for model in models),
+        prompt=_text(_plain(item.get("prompt_tail", ""))),
+        reference=_text(reference),
+        answers=tuple(_given(_answer(item, model), model, reference) for model in models),
     )
 
 
-def _given(answer: dict[str, Any], model: str) -> Given:
+def _given(answer: dict[str, Any], model: str, reference: str) -> Given:
     correct = answer.get("correct")
-    note = " · ".join(str(answer[key]) for key in ("error", "detail") if answer.get(key))
+    notes = [str(answer[key]).replace("_", " ") for key in ("error", "detail") if answer.get(key)]
     if answer.get("finish_reason") == "length":
-        note = f"{note} · cut at max_tokens".strip(" ·")
+        notes.append("cut at max_tokens")
     is_correct = correct if isinstance(correct, bool) else None
-    return Given(model, _text(answer.get("answer", "")), is_correct, _text(note.replace("_", " ")).shown[:200])
+    text = _text(_plain(answer.get("answer", "")), reference=lay_out(reference))
+    return Given(model, text, is_correct, printable(" · ".join(notes))[:200])
 
 
-def _text(value: Any) -> Text:
-    """Return what is shown of a text; function calls in JSON are laid out."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    text = printable(_laid_out(text.strip()))
-    return Text(text[:_MAX_CHARACTERS], max(0, len(text) - _MAX_CHARACTERS))
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return printable(text.strip())
 
 
-def _laid_out(text: str) -> str:
-    if text[:1] in "[{" and len(text) < 20_000:
-        try:
-            return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-        except (ValueError, RecursionError):
-            return text
-    return text
+def _text(text: str, reference: list[str] | None = None) -> Text:
+    """Return what is shown of a text. Calls are laid out, and compared with the reference when that is calls, too."""
+    lines = lay_out(text)
+    if lines is None:
+        shown = text[:_MAX_CHARACTERS]
+        return Text(((shown, False),) if shown else (), num_hidden=len(text) - len(shown))
+    marks = differing(lines, reference) if reference else [False] * len(lines)
+    shown_lines = lines[:_MAX_LINES]
+    pieces = tuple((line[:_MAX_CHARACTERS], mark) for line, mark in zip(shown_lines, marks, strict=False))
+    hidden = sum(map(len, lines)) - sum(len(line) for line, _ in pieces)
+    return Text(pieces, is_code=True, num_hidden=hidden)

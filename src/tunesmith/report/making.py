@@ -45,7 +45,7 @@ def _data(found: Findings) -> Context | None:
     facts: Pairs = [
         ("Sequences per epoch", wording.number(data.num_sequences)),
         ("Tokens per epoch", wording.count(data.num_tokens)),
-        ("with a loss", f"{data.num_trained_tokens / max(1, data.num_tokens):.1%}"),
+        ("Share with a loss", f"{data.num_trained_tokens / max(1, data.num_tokens):.1%}"),
         ("Longest sequence", f"{wording.number(data.longest_tokens)} tokens"),
     ]
     if data.counts.get("truncated"):
@@ -71,7 +71,10 @@ def _source(source: dict[str, Any]) -> Context:
 
 def _method(found: Findings) -> Pairs:
     train, made = found.recipe.train, found.checkpoint
-    facts: Pairs = [("Objective", train.objective.upper()), ("Method", made.method if made else train.method)]
+    facts: Pairs = [
+        ("Objective", train.objective.upper()),
+        ("Method", wording.method_name(made.method if made else train.method)),
+    ]
     if train.method != "full":
         facts.append(("Adapter", f"rank {train.lora.r}, alpha {wording.number(train.lora.alpha)}"))
     facts.append(("Batch", f"{train.global_batch_size} sequences per step"))
@@ -107,7 +110,6 @@ def curves(found: Findings) -> Context | None:
     wide, narrow = (line_chart(lines, size, title="Loss") for size in (WIDE, NARROW))
     small = [
         _small(found.series, "train/learning_rate", "Learning rate", zero=True),
-        _small(found.series, "train/trained_tokens_per_second", "Trained tokens per second", zero=True),
         _small(found.series, "train/tokens_per_second", "Tokens per second", zero=True),
         _small(found.series, "train/grad_norm", "Gradient norm", zero=True),
         _small(found.series, "train/reward_accuracy", "Preferred answer scored higher", zero=True),
@@ -140,10 +142,12 @@ def merged(found: Findings) -> Context | None:
     if found.weights is None:
         return None
     agreement = found.weights.proof.get("top1_agreement")
-    proof = [(key.replace("_", " "), wording.shown(v)) for key, v in found.weights.proof.items() if v is not None]
+    proof = [
+        (wording.sentence(key), wording.shown(v)) for key, v in found.weights.proof.items() if key != "top1_agreement"
+    ]
     return {
         "agreement": f"{agreement:.2%}" if isinstance(agreement, float) else None,
-        "proof": proof,
+        "proof": [(wording.sentence(key), wording.shown(value)) for key, value in proof.items()],
         "num_bytes": wording.size(found.weights.num_bytes),
         "files": [(name, digest) for name, digest in found.weights.files.items()],
     }
@@ -157,7 +161,7 @@ def times(found: Findings) -> Context | None:
         {
             "name": name,
             "seconds": seconds.get(name),
-            "told": duration(seconds[name]) if name in seconds else _state(facts),
+            "told": _time(seconds.get(name), facts),
             "state": facts.get("state"),
             "error": redact(wording.shown(facts["error"])) if facts.get("error") else "",
         }
@@ -167,9 +171,11 @@ def times(found: Findings) -> Context | None:
     return {"rows": rows, "total": duration(sum(seconds.values())), "longest": longest} if rows else None
 
 
-def _state(facts: dict[str, Any]) -> str:
-    state = str(facts.get("state"))
-    return {"interrupted": "stopped"}.get(state, state)
+def _time(seconds: float | None, facts: dict[str, Any]) -> str:
+    """Return how long a stage took, or where it stands."""
+    if seconds is not None:
+        return duration(seconds) if seconds >= 0.05 else "< 0.1 s"
+    return "stopped" if facts.get("state") == "interrupted" else str(facts.get("state"))
 
 
 def lineage(found: Findings) -> Context:

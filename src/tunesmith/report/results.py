@@ -14,7 +14,7 @@ from tunesmith.report import wording
 from tunesmith.report.examples import choose, kind_names
 from tunesmith.report.figures.bars import Bar, comparison, throughput
 from tunesmith.report.figures.latency import Level, latency_chart
-from tunesmith.report.findings import Findings, mapping, request_times
+from tunesmith.report.findings import Findings, request_times
 
 Context = dict[str, Any]
 
@@ -64,9 +64,9 @@ def _facts(found: Findings) -> list[tuple[str, str]]:
     if found.checkpoint:
         share = found.checkpoint.num_trainable_parameters / max(1, found.checkpoint.num_parameters)
         trainable = wording.count(found.checkpoint.num_trainable_parameters)
-        facts.append(("Method", f"{found.checkpoint.method} · {trainable} of weights ({share:.1%})"))
+        facts.append(("Method", f"{wording.method_name(found.checkpoint.method)}, {trainable} weights ({share:.1%})"))
     else:
-        facts.append(("Method", found.recipe.train.method))
+        facts.append(("Method", wording.method_name(found.recipe.train.method)))
     if found.dataset:
         facts.append(("Training rows", wording.count(found.dataset.counts.get("train"))))
     if found.checkpoint:
@@ -223,26 +223,19 @@ def _level_name(key: str, level: dict[str, Any]) -> str:
 
 
 def _targets(speeds: Speeds) -> list[Context]:
+    """Return one row per target with what each level reached."""
     names = {
-        "ttft_p95_ms": ("First token, p95", "≤", wording.milliseconds),
-        "e2e_p95_ms": ("Whole answer, p95", "≤", wording.milliseconds),
-        "output_tokens_per_second": ("Throughput", "≥", lambda value: f"{wording.number(value)} tokens/s"),
+        "ttft_p95_ms": ("First token p95", "≤", wording.milliseconds),
+        "e2e_p95_ms": ("Answer p95", "≤", wording.milliseconds),
+        "output_tokens_per_second": ("Tokens/s", "≥", wording.number),
     }
-    rows = []
+    rows: dict[str, Context] = {}
     for target in speeds.targets:
         key = str(target.get("target"))
-        name, sign, told = names.get(key, (key.replace("_", " "), "", wording.number))
-        level = mapping(speeds.levels.get(str(target.get("level"))))
-        rows.append(
-            {
-                "name": name,
-                "level": _level_name(str(target.get("level")), level),
-                "limit": f"{sign} {told(target.get('limit'))}".strip(),
-                "value": told(target.get("value")),
-                "passed": bool(target.get("passed")),
-            }
-        )
-    return rows
+        name, sign, told = names.get(key, (wording.sentence(key), "", wording.number))
+        row = rows.setdefault(key, {"name": name, "limit": f"{sign} {told(target.get('limit'))}".strip(), "cells": []})
+        row["cells"].append({"value": told(target.get("value")), "passed": bool(target.get("passed"))})
+    return list(rows.values())
 
 
 def gate(found: Findings) -> Context | None:

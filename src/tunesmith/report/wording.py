@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 _METRICS = {
-    "accuracy": "Calls exactly right",
+    "accuracy": "Exactly right",
+    "call_accuracy": "Call exactly right",
     "name_accuracy": "Right function",
     "argument_accuracy": "Arguments right",
     "made_a_call": "Made a call",
@@ -20,6 +21,7 @@ _METRICS = {
     "bleu": "BLEU",
 }
 _TASKS = {"text": "Text answers", "function_calls": "Function calls"}
+_METHODS = {"full": "All weights", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "qdora": "QDoRA"}
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 MINUS = "−"
 
@@ -31,6 +33,16 @@ def metric_name(name: str) -> str:
 
 def task_name(name: str) -> str:
     return _TASKS.get(name, name.replace("_", " ").replace(".", " · "))
+
+
+def method_name(name: str) -> str:
+    return _METHODS.get(name, name)
+
+
+def sentence(name: str) -> str:
+    """Return a recorded field's name for people: `num_prompts` → `Prompts`."""
+    words = name.removeprefix("num_").replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def number(value: Any, digits: int = 4) -> str:
