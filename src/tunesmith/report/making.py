@@ -141,10 +141,8 @@ def merged(found: Findings) -> Context | None:
     """Return the merged model with the proof that it is the base with its adapter."""
     if found.weights is None:
         return None
-    agreement = found.weights.proof.get("top1_agreement")
-    proof = [
-        (wording.sentence(key), wording.shown(v)) for key, v in found.weights.proof.items() if key != "top1_agreement"
-    ]
+    proof = dict(found.weights.proof)
+    agreement = proof.pop("top1_agreement", None)
     return {
         "agreement": f"{agreement:.2%}" if isinstance(agreement, float) else None,
         "proof": [(wording.sentence(key), wording.shown(value)) for key, value in proof.items()],

@@ -84,12 +84,22 @@ def evaluation(found: Findings) -> Context | None:
 
 
 def _groups(scores: Scores) -> list[Context]:
-    groups = []
+    """Return the rows of each task; tasks with the same word before the first dot (`bfcl.simple`) stand together."""
+    groups: dict[str, Context] = {}
     for task, metrics in scores.tasks.items():
+        family, _, part = task.partition(".")
         rows = [_row(task, name, record) for name, record in metrics.items() if _is_number(record.get("tuned"))]
-        mistakes = scores.failures.get(task, {})
-        groups.append({"key": task, "name": wording.task_name(task), "rows": rows, "mistakes": _mistakes(mistakes)})
-    return [group for group in groups if group["rows"]]
+        if part:
+            for row in rows:
+                row["name"] = wording.sentence(part) + (f": {row['name'].lower()}" if len(rows) > 1 else "")
+        group = groups.setdefault(family, {"name": wording.task_name(family), "rows": [], "mistakes": {}})
+        group["rows"] += rows
+        for model, counts in scores.failures.get(task, {}).items():
+            of_model = group["mistakes"].setdefault(model, {})
+            for kind, number in counts.items():
+                of_model[kind] = of_model.get(kind, 0) + number
+    shown = [group for group in groups.values() if group["rows"]]
+    return [group | {"mistakes": _mistakes(group["mistakes"])} for group in shown]
 
 
 def _row(task: str, name: str, record: dict[str, Any]) -> Context:
