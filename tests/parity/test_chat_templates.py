@@ -267,15 +267,15 @@ def test_markers_in_pieces_belong_to_their_turns() -> None:
     tokenizer = tokenizer_of("chatml")
     text = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-        "{% endgeneration %}{% generation %}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
-        "{% endfor %}"
+        "{% endgeneration %}{% generation %}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>"
+        "{% endif %}\n{% endfor %}"
     )
     template = ChatTemplate(text, tokenizer.special_tokens)
     marked = mark(tokenizer, template, EVERY["chat"], "completion")
     assert "".join(marked.text[s:e] for s, e in marked.spans) == CHAT[-1]["content"] + "<|im_end|>"
 
 
-def test_white_space_that_begins_a_turn_is_trained_although_the_tokenizer_trims_offsets() -> None:
+def test_white_space_that_begins_a_turn_is_trained_with_trimmed_offsets() -> None:
     tokenizer = tokenizer_of("phi")
     answer = {"role": "assistant", "content": "\n\n  Hi"}
     conversation = Conversation(({"role": "user", "content": "Hi"}, answer))

@@ -84,7 +84,8 @@ def _advice(keys: set[str]) -> str:
 
 def _field(value: dict[str, Any], name: str) -> Any:
     if value.get(name) is None:
-        raise BadShape(f"the row has no {name!r}; its keys are {', '.join(sorted(value)) or 'none'}")
+        filled = sorted(key for key, item in value.items() if item is not None)
+        raise BadShape(f"the row has no {name!r}; what it has: {', '.join(filled) or 'nothing'}")
     return value[name]
 
 

@@ -42,10 +42,7 @@ def read_json(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
     full = [line for line in sample if line.strip()]
     if not full:
         return iter(())
-    complete = [_is_object(line) for line in full]
-    if any(complete) and (len(full) > 1 or not _holds_rows(full[0])):
-        return _lines(file, name)
-    return _documents(file, name)
+    return _lines(file, name) if _is_line_wise(full, name) else _documents(file, name)
 
 
 class _Parser:
@@ -68,8 +65,8 @@ class _Parser:
             raise json.JSONDecodeError("the JSON is nested too deeply", text, position) from None
         except json.JSONDecodeError:
             raise
-        except ValueError as error:  # a number of thousands of digits
-            raise json.JSONDecodeError(str(error), text, position) from None
+        except ValueError:
+            raise json.JSONDecodeError("a number has thousands of digits", text, position) from None
         problem = f"{self._refused[0]} is not JSON" if self._refused else _bad_characters(text[position:end], value)
         return value, end, problem
 
@@ -98,15 +95,22 @@ def _first_lines(file: IO[bytes]) -> list[bytes]:
     return lines
 
 
+def _is_line_wise(full: list[bytes], name: str) -> bool:
+    """Return whether each line is a row, going by the first lines that are not blank."""
+    if full[0].lstrip().startswith(b"["):
+        return False
+    if _is_object(full[0]):
+        return len(full) > 1 or _list_inside(parse(full[0].decode("utf-8")), name) is None
+    # The first line is broken, or begins an object that goes on below; then the next one is indented.
+    goes_on = full[0].strip() == b"{" or (len(full) > 1 and full[1][:1] in (b" ", b"\t"))
+    return not goes_on and name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(parse(line.decode("utf-8")), dict)
     except ValueError:
         return False
-
-
-def _holds_rows(line: bytes) -> bool:
-    return _list_inside(parse(line.decode("utf-8")), "") is not None
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
@@ -119,8 +123,10 @@ def _lines(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
             value = parse(text)
         except UnicodeDecodeError as error:
             yield bad_row(name, number, f"not valid UTF-8 at byte {error.start + 1}", line.decode("utf-8", "replace"))
+        except json.JSONDecodeError as error:
+            yield bad_row(name, number, f"not valid JSON: {error.msg} at character {error.pos + 1}", text)
         except ValueError as error:
-            yield bad_row(name, number, f"not valid JSON: {error}", text)
+            yield bad_row(name, number, str(error), text)
         else:
             yield _row(name, number, value)
 

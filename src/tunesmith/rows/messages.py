@@ -44,7 +44,10 @@ def read_messages(given: Any, *, begins_inside: bool = False) -> list[Message]:
     Raises:
         BadShape: they are not messages, or their order makes no sense.
     """
-    listed = _from_json(given) if isinstance(given, str) else given
+    try:
+        listed = _from_json(given) if isinstance(given, str) else given
+    except BadShape as problem:
+        raise BadShape(f"the text of the messages {problem}") from None
     if not isinstance(listed, list | tuple):
         raise BadShape("the messages are not a list")
     if not listed:
@@ -77,7 +80,10 @@ def read_tools(given: Any) -> tuple[Tool, ...]:
     """
     if given is None or (isinstance(given, str) and not given.strip()):
         return ()
-    listed = _from_json(given) if isinstance(given, str) else given
+    try:
+        listed = _from_json(given) if isinstance(given, str) else given
+    except BadShape as problem:
+        raise BadShape(f"the text of the tools {problem}") from None
     if not isinstance(listed, list | tuple):
         raise BadShape("the tools are not a list")
     return tuple(_tool(item, f"tool {number}") for number, item in enumerate(listed, 1))

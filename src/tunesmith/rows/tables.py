@@ -69,7 +69,7 @@ def _header(reader: Any, name: str) -> list[str]:
 def _csv_row(name: str, line: int, header: list[str], fields: list[str]) -> Row | BadRow:
     joined = ",".join(fields)
     if len(fields) != len(header):
-        return bad_row(name, line, f"the row has {len(fields)} fields and the header {len(header)}", joined)
+        return bad_row(name, line, f"the header names {len(header)} fields, the row has {len(fields)}", joined)
     if "\0" in joined:
         return bad_row(name, line, "the row holds a NUL byte", joined)
     try:
@@ -100,7 +100,8 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
                 yield table_row(name, number, value)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"the Parquet file cannot be read behind row {number}: {reason}", where=name) from None
+        behind = f" behind row {number}" if number else ""
+        raise DataError(f"the Parquet file cannot be read{behind}: {reason}", where=name) from None
 
 
 def table_row(name: str, number: int, value: dict[str, Any]) -> Row | BadRow:
