@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.artifacts import Checkpoint, Dataset, Weights
 from tunesmith.errors import MergeError
+from tunesmith.hardware import probe
 from tunesmith.model.headers import INDEX, TensorInfo, read_config, read_headers, weight_files
 from tunesmith.model.locate import locate
 from tunesmith.recipe.schema import Recipe
@@ -247,13 +248,12 @@ def prove(recipe: Recipe, run_dir: RunDir, checkpoint: Checkpoint, base: Path, m
 
     trained = run_dir.absolute(checkpoint.path)
     probes = list(_probes(run_dir))
-    four_bit = checkpoint.method in ("qlora", "qdora")
     merged_dtype = str(read_config(merged).get("dtype", recipe.model.dtype))
-    # Computing in a finer format than training did takes noise out of the comparison, where the weights allow it.
-    compute = recipe.model.dtype if four_bit or merged_dtype != "float32" else "float32"
+    compute = _compute_dtype(recipe, merged)
     settings = dataclasses.replace(recipe.model, dtype=compute)
     adapter = None if checkpoint.method == "full" else load_adapter(trained)
-    before = _logits(base if adapter else trained, settings, probes, adapter=adapter, four_bit=four_bit)
+    quantised = quantised_layers(trained)
+    before = _logits(base if adapter else trained, settings, probes, adapter=adapter, quantised=quantised)
     after = _logits(merged, settings, probes)
     differences = torch.cat([(a - b).abs().flatten() for a, b in zip(before, after, strict=True)])
     spread = max(float(a.max() - a.min()) for a in before)
@@ -270,7 +270,7 @@ def prove(recipe: Recipe, run_dir: RunDir, checkpoint: Checkpoint, base: Path, m
         "num_tokens": sum(len(ids) for ids in probes),
         "compute_dtype": compute,
         "merged_dtype": merged_dtype,
-        "folded_onto": "the weights after NF4" if four_bit else "the base weights",
+        "folded_onto": "the weights after NF4" if quantised[0] else "the base weights",
     }
     if not largest <= allowed:  # also when it is NaN
         what = (
@@ -279,6 +279,12 @@ def prove(recipe: Recipe, run_dir: RunDir, checkpoint: Checkpoint, base: Path, m
         )
         raise MergeError(what, where=str(merged), do="nothing was written; please report this with the recipe")
     return proof
+
+
+def _compute_dtype(recipe: Recipe, merged: Path) -> Any:
+    """Return float32 where it fits: rounding in the forward pass would blur what rounding in the weights does."""
+    needed = 4 * sum(info.num_elements for info in read_headers(merged).values())
+    return "float32" if 2 * needed < probe().device_memory_bytes else recipe.model.dtype
 
 
 def _probes(run_dir: RunDir) -> Iterator[list[int]]:
@@ -297,17 +303,26 @@ def _probes(run_dir: RunDir) -> Iterator[list[int]]:
 
 
 def _logits(
-    path: Path, settings: Any, probes: list[list[int]], *, adapter: Adapter | None = None, four_bit: bool = False
+    path: Path,
+    settings: Any,
+    probes: list[list[int]],
+    *,
+    adapter: Adapter | None = None,
+    quantised: tuple[list[str], str] = ([], ""),
 ) -> list[Tensor]:
     """Load a model (with an adapter over it), compute the logits of each prompt, and let go of it."""
     import torch
 
     from tunesmith.model.adapter_files import fill
     from tunesmith.model.adapters import attach_to
-    from tunesmith.model.load import load_model, pick_device
+    from tunesmith.model.load import DTYPES, load_model, pick_device
+    from tunesmith.model.nf4 import round_trip
 
     device = pick_device()
-    model = load_model(path, settings, four_bit=four_bit, device=device)
+    model = load_model(path, settings, four_bit=False, device=device)
+    for name in quantised[0]:
+        weight = model.get_submodule(name).weight
+        weight.data = round_trip(weight.data.to(DTYPES[quantised[1]])).to(weight.dtype)
     if adapter is not None:
         fill(attach_to(model, adapter.settings, sorted(adapter.layers), seed=0), adapter)
     model.eval()

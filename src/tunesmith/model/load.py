@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,12 @@ def load_model(path: Path, settings: Model, *, four_bit: bool, device: torch.dev
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=DTYPES[settings.dtype],
-            attn_implementation=settings.attn_implementation,
-            trust_remote_code=settings.trust_remote_code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise _load_error(error, path, settings) from None
+        model = _read(AutoModelForCausalLM, path, settings, settings.attn_implementation)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if settings.attn_implementation != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise _load_error(error, path, settings) from None
+        # Architectures that change the attention scores (Gemma 2 caps them) have no fused kernel: same numbers, slower.
+        model = _read(AutoModelForCausalLM, path, settings, "eager")
     except ImportError as error:
         do = "set model.attn_implementation: sdpa, or install what is missing"
         raise EnvironmentProblem(_first_line(error), where=str(path), do=do) from None
@@ -66,14 +62,24 @@ def load_model(path: Path, settings: Model, *, four_bit: bool, device: torch.dev
     return model.to(device).train()
 
 
+def _read(auto: Any, path: Path, settings: Model, attention: str) -> Any:
+    return auto.from_pretrained(
+        str(path),
+        dtype=DTYPES[settings.dtype],
+        attn_implementation=attention,
+        trust_remote_code=settings.trust_remote_code,
+        local_files_only=True,
+    )
+
+
 def _load_error(error: Exception, path: Path, settings: Model) -> ModelError:
     text = str(error)
     if "trust_remote_code" in text:
         do = "read the code in the checkpoint, then set model.trust_remote_code: true"
         return ModelError("the checkpoint brings its own Python code", where=str(path), do=do)
-    if "scaled_dot_product_attention" in text or "Flash Attention" in text:
+    if "Flash Attention" in text or "flash_attention" in text:
         what = f"the model has no {settings.attn_implementation} attention"
-        return ModelError(what, where=str(path), do="set model.attn_implementation: eager")
+        return ModelError(what, where=str(path), do="set model.attn_implementation: sdpa")
     what = f"the model cannot be loaded: {_first_line(error)}"
     return ModelError(what, where=str(path), do="check that config.json and the weights belong together")
 

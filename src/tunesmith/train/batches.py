@@ -10,7 +10,6 @@ Shapes: B sequences of a micro-batch, T tokens, N positions whose next token has
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tunesmith.recipe.effects import num_steps, num_training_sequences
 from tunesmith.recipe.schema import Train
 from tunesmith.tokens.shards import Shards
 
@@ -49,16 +49,6 @@ class Batch:
     num_tokens: int
 
 
-def num_steps(train: Train, num_sequences: int) -> int:
-    """Return the optimiser steps of a training: epochs may be fractions, the last batch may be smaller."""
-    steps = math.ceil(_total(train, num_sequences) / train.global_batch_size)
-    return max(1, min(steps, train.max_steps) if train.max_steps else steps)
-
-
-def _total(train: Train, num_sequences: int) -> int:
-    return math.ceil(round(num_sequences * train.num_train_epochs, 6))
-
-
 class Stream:
     """The rows of every step."""
 
@@ -66,7 +56,7 @@ class Stream:
         self.num_sequences = num_sequences
         self.num_steps = num_steps(train, num_sequences)
         self._size, self._seed = train.global_batch_size, seed
-        self._total = _total(train, num_sequences)
+        self._total = num_training_sequences(train, num_sequences)
         self._epoch: tuple[int, Rows] | None = None
 
     def rows(self, step: int) -> Rows:

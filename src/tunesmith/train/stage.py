@@ -13,6 +13,7 @@ from tunesmith.errors import EnvironmentProblem, TrainError, missing_extra
 from tunesmith.hardware import num_cpus, probe
 from tunesmith.model.headers import read_headers
 from tunesmith.model.locate import locate
+from tunesmith.recipe.effects import WITHOUT_EFFECT
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import fingerprint
@@ -47,14 +48,7 @@ def run(recipe: Recipe, run_dir: RunDir) -> Checkpoint:
 
 def identity_of(recipe: Recipe, dataset: Dataset, base: Path) -> str:
     """Return the hash of what decides the result: checkpoints of another identity are not resumed."""
-    ignored = (
-        "per_device_train_batch_size",
-        "gradient_checkpointing",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-    )
-    train = {key: value for key, value in plain(recipe.train).items() if key not in ignored}
+    train = {key: value for key, value in plain(recipe.train).items() if key not in WITHOUT_EFFECT["train"]}
     weights = [
         [name, info.dtype, info.shape, info.file.name, info.start] for name, info in sorted(read_headers(base).items())
     ]

@@ -1,0 +1,128 @@
+"""Our LoRA and DoRA against PEFT's, files both ways, on tiny models of unequal sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+from tests import tiny  # noqa: E402
+from tunesmith.model.adapter_files import fill, load_adapter, save_adapter  # noqa: E402
+from tunesmith.model.adapters import AdapterSettings, attach, attach_to  # noqa: E402
+
+TOLERANCE = 1e-5
+FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
+
+
+def load(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32).requires_grad_(False)
+
+
+def randomise(parameters: Any) -> None:
+    """Give every adapter weight a value, so that B is not zero."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(1 + 0.1 * noise) if parameter.ndim == 1 else parameter.copy_(0.1 * noise)
+
+
+def batch() -> Any:
+    return torch.randint(3, tiny.VOCAB_SIZE, (2, 11), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bases")
+    return {family: tiny.write_model(root / family, family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ours_saved_and_loaded_by_peft(bases: dict[str, Path], tmp_path: Path, family: str, use_dora: bool) -> None:
+    settings = AdapterSettings(5, 12.0, 0.0, "all-linear", use_dora)
+    ours = load(bases[family])
+    adapted = attach(ours, settings, seed=1)
+    parameters = [p for p in ours.parameters() if p.requires_grad]
+    randomise(parameters)
+    save_adapter(tmp_path, adapted, settings, str(bases[family]))
+    theirs = peft.PeftModel.from_pretrained(load(bases[family]), str(tmp_path), is_trainable=True)
+
+    mine, other = ours(input_ids=batch()).logits, theirs(input_ids=batch()).logits
+    assert (mine - other).abs().max() < TOLERANCE * mine.abs().max()
+    assert (mine - load(bases[family])(input_ids=batch()).logits).abs().max() > 1e-2, "the adapter does something"
+
+    mine.square().mean().backward()
+    other.square().mean().backward()
+    for name, layer in adapted.items():
+        module = theirs.base_model.model.get_submodule(name)
+        pairs = [(layer.lora_A, module.lora_A["default"].weight), (layer.lora_B, module.lora_B["default"].weight)]
+        if layer.magnitude is not None:
+            pairs.append((layer.magnitude, module.lora_magnitude_vector["default"].weight))
+        for a, b in pairs:
+            assert a.grad is not None and b.grad is not None
+            assert (a.grad - b.grad).abs().max() <= 1e-5 * max(1.0, float(b.grad.abs().max())), name
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_saved_by_peft_and_loaded_by_us(bases: dict[str, Path], tmp_path: Path, use_dora: bool) -> None:
+    config = peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=["q_proj", "down_proj"], use_dora=use_dora, task_type="CAUSAL_LM"
+    )
+    theirs = peft.get_peft_model(load(bases["llama"]), config)
+    randomise(p for p in theirs.parameters() if p.requires_grad)
+    theirs.save_pretrained(str(tmp_path))
+
+    adapter = load_adapter(tmp_path)
+    assert adapter.settings.scaling == 7 / 3
+    ours = load(bases["llama"])
+    fill(attach_to(ours, adapter.settings, sorted(adapter.layers), seed=0), adapter)
+    mine, other = ours(input_ids=batch()).logits, theirs(input_ids=batch()).logits
+    assert (mine - other).abs().max() < TOLERANCE * other.abs().max()
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "self_attn.o_proj"), r".*layers\.[12]\..*_proj"])
+def test_the_same_layers_are_chosen(bases: dict[str, Path], targets: Any) -> None:
+    ours = load(bases["llama"])
+    adapted = attach(ours, AdapterSettings(2, 4.0, 0.0, targets, False), seed=0)
+    wanted = list(targets) if isinstance(targets, tuple) else targets
+    config = peft.LoraConfig(r=2, target_modules=wanted, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(load(bases["llama"]), config)
+    chosen = {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A")
+        for name, _ in theirs.named_modules()
+        if name.endswith(".lora_A")
+    }
+    assert set(adapted) == chosen
+
+
+def test_a_has_pefts_spread_and_b_is_zero(bases: dict[str, Path]) -> None:
+    ours = attach(load(bases["llama"]), AdapterSettings(64, 4.0, 0.0, "all-linear", False), seed=0)
+    theirs = peft.get_peft_model(
+        load(bases["llama"]), peft.LoraConfig(r=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    for name, layer in ours.items():
+        other = theirs.base_model.model.get_submodule(name).lora_A["default"].weight
+        assert not layer.lora_B.any()
+        assert abs(float(layer.lora_A.std() / other.std()) - 1) < 0.1
+        assert abs(float(layer.lora_A.abs().max() / other.abs().max()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_dropout_acts_on_the_adapters_input_only(bases: dict[str, Path], use_dora: bool) -> None:
+    model = load(bases["llama"])
+    attach(model, AdapterSettings(4, 8.0, 0.5, "all-linear", use_dora), seed=0)
+    randomise(p for p in model.parameters() if p.requires_grad)
+    model.train()
+    torch.manual_seed(0)
+    first, second = model(input_ids=batch()).logits, model(input_ids=batch()).logits
+    assert (first - second).abs().max() > 1e-3
+    model.eval()
+    assert torch.equal(model(input_ids=batch()).logits, model(input_ids=batch()).logits)
