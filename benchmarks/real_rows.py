@@ -87,9 +87,9 @@ def report(answer: dict[str, Any]) -> bool:
     first, last = statistics.mean(curve[:tail]), statistics.mean(curve[-tail:])
     print(f"{answer['run']}")
     print(f"  rows read {counts['read']:,} = " + " + ".join(f"{counts[fate]:,} {fate}" for fate in fates))
-    print(
-        f"  of those kept, {counts['truncated']:,} truncated; sequences {answer['records']['dataset']['num_sequences']:,}"
-    )
+    sequences = answer["records"]["dataset"]["num_sequences"]
+    print(f"  of those kept, {counts['truncated']:,} truncated; {sequences:,} sequences an epoch")
+
     print(f"  loss, mean of the first and last fifth: {first:.4f} → {last:.4f}")
     return counts["read"] == accounted and last < first
 

@@ -8,25 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.artifacts import Artifact
-from tunesmith.recipe.schema import Recipe, Source
+from tunesmith.recipe.effects import WITHOUT_EFFECT
+from tunesmith.recipe.schema import Evaluate, Recipe, Source
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import HashCache, fingerprint
 from tunesmith.store.run_dir import cache_root
 
 # Raised when a stage's code changes what it makes from the same inputs.
 VERSIONS = {"data": 1, "train": 1, "merge": 1, "evaluate": 1, "bench": 1, "gate": 1, "report": 1, "publish": 1}
-
-# They change speed, memory or what is kept on the way, never the result.
-_WITHOUT_EFFECT = {
-    "data": ("num_workers",),
-    "train": (
-        "per_device_train_batch_size",
-        "gradient_checkpointing",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -43,12 +32,14 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
     Raises:
         DataError: a file is missing.
     """
-    from tunesmith.rows.sources import source_files
+    from tunesmith.rows.sources import is_hub_id, source_files
 
     cache = HashCache(cache_root(recipe.output_dir) / "hashes.json")
 
-    def hashes(sources: tuple[Source, ...] | list[Source]) -> dict[str, str]:
-        return {str(file): cache.sha256(file) for source in sources for file in source_files(source)}
+    def hashes(sources: list[Source]) -> dict[str, str]:
+        """Hub data sets are pinned by the recipe's own `revision`, and by the record of the data stage."""
+        local = [source for source in sources if not is_hub_id(source)]
+        return {str(file): cache.sha256(file) for source in local for file in source_files(source)}
 
     evaluate, bench = recipe.evaluate, recipe.bench
     tasks = [task for task in (evaluate.text, evaluate.function_calls) if task] if evaluate else []
@@ -81,8 +72,12 @@ def _model(recipe: Recipe, path: Path, cache: HashCache) -> dict[str, Any]:
 
 def _part(recipe: Recipe, section: str) -> Any:
     document = plain(getattr(recipe, section))
-    ignored = _WITHOUT_EFFECT.get(section, ())
+    ignored = WITHOUT_EFFECT.get(section, ())
     return {k: v for k, v in document.items() if k not in ignored} if isinstance(document, dict) else document
+
+
+def _without_concurrency(evaluate: Evaluate | None) -> Any:
+    return plain(dataclasses.replace(evaluate, concurrency=1)) if evaluate else None
 
 
 def _serve_part(recipe: Recipe) -> dict[str, Any]:
@@ -92,27 +87,22 @@ def _serve_part(recipe: Recipe) -> dict[str, Any]:
 def _parts(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Return the part of the recipe that a stage's result depends on."""
     name, objective = recipe.name, recipe.train.objective
-    table = {
-        "data": lambda: {"data": _part(recipe, "data"), "objective": objective, "seed": recipe.seed},
-        "train": lambda: {
+    on_model = {"serve": _serve_part(recipe), "dtype": recipe.model.dtype}
+    table: dict[str, Any] = {
+        "data": {"data": _part(recipe, "data"), "objective": objective},
+        "train": {
             "model": _part(recipe, "model"),
             "train": _part(recipe, "train"),
             "packing": recipe.data.packing,
-            "seed": recipe.seed,
         },
-        "merge": lambda: _part(recipe, "merge"),
-        "evaluate": lambda: {
-            "evaluate": _part(recipe, "evaluate") | {"concurrency": None},
-            "serve": _serve_part(recipe),
-            "dtype": recipe.model.dtype,
-            "seed": recipe.seed,
-        },
-        "bench": lambda: {"bench": _part(recipe, "bench"), "serve": _serve_part(recipe), "dtype": recipe.model.dtype},
-        "gate": lambda: list(recipe.gate),
-        "report": lambda: {"report": _part(recipe, "report"), "recipe": plain(recipe)},
-        "publish": lambda: {"publish": _part(recipe, "publish"), "name": name},
+        "merge": _part(recipe, "merge"),
+        "evaluate": [on_model, _without_concurrency(recipe.evaluate)],
+        "bench": [on_model, _part(recipe, "bench")],
+        "gate": list(recipe.gate),
+        "report": plain(recipe),
+        "publish": {"publish": _part(recipe, "publish"), "name": name},
     }
-    return {"stage": stage, "version": VERSIONS[stage], "part": table[stage]()}
+    return {"stage": stage, "version": VERSIONS[stage], "seed": recipe.seed, "part": table[stage]}
 
 
 def stage_key(stage: str, recipe: Recipe, inputs: Inputs, records: list[Artifact | None]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tunesmith import keys, stage_process, summary
 from tunesmith.artifacts import (
@@ -200,7 +200,7 @@ def _run_or_skip(stage: Stage, work: Work) -> None:
     console.say(summary.line(stage.name, record, seconds=seconds))
 
 
-def _is_whole(record: Artifact | None) -> bool:
+def _is_whole(record: Artifact | None) -> TypeGuard[Artifact]:
     """Return whether a record is there and leaves nothing to do: unanswered items are asked again."""
     return record is not None and not (isinstance(record, Scores) and record.num_unanswered > 0)
 

@@ -6,7 +6,7 @@ that the plan and the run decide from the same ones.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from tunesmith.data.estimate import DataEstimate, estimate
 from tunesmith.hardware import Hardware, probe
 from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
+from tunesmith.recipe.effects import num_steps
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.memory import MemoryEstimate, estimate_memory, num_trainable_parameters
 from tunesmith.recipe.resolve import Decision, resolve
@@ -50,7 +51,7 @@ class Plan:
                 "num_parameters": self.model.num_parameters,
                 "num_trainable_parameters": self.num_trainable_parameters,
             },
-            "data": self.data.to_json(),
+            "data": dataclasses.asdict(self.data),
             "train": {"num_steps": self.num_steps, "tokens_in_all": self._tokens_in_all()},
             "memory_bytes": self.memory.to_json(),
             "device": {"kind": self.hardware.device, "name": self.hardware.device_name},
@@ -67,16 +68,20 @@ class Plan:
         moved = self.num_trainable_parameters / max(1, self.model.num_parameters)
         lora = f" (r {train.lora.r}, alpha {train.lora.alpha:g})" if train.method != "full" else ""
         share = self.data.num_trained_tokens / max(1, self.data.num_tokens)
+        formats = ", ".join(f"{path} ({row_format})" for path, row_format in self.data.formats.items())
+        what = f"{train.objective} with {train.method}{lora}"
+        lengths = f"mean {self.data.mean_tokens:,.0f}, longest seen {self.data.longest_tokens:,}"
+        in_all = f"{about}{self._tokens_in_all():,} tokens in all"
         rows = [
             ("stages", " → ".join(self.stages)),
             ("model", f"{self.model_path}  {self.model.architecture}, {self.model.num_parameters:,} parameters"),
-            ("method", f"{train.objective} with {train.method}{lora}: {self.num_trainable_parameters:,} move ({moved:.2%})"),
-            ("rows", f"{about}{self.data.num_rows:,} in {len(self.recipe.data.train)} source(s): {', '.join(self.data.formats)}"),
-            ("tokens", f"{about}{self.data.num_tokens:,} per epoch, {share:.0%} of them trained; mean {self.data.mean_tokens:,.0f}, longest seen {self.data.longest_tokens:,}"),
-            ("steps", f"{about}{self.num_steps:,} of {train.global_batch_size} sequences, {about}{self._tokens_in_all():,} tokens in all"),
+            ("method", f"{what}: {self.num_trainable_parameters:,} parameters move ({moved:.2%})"),
+            ("rows", f"{about}{self.data.num_rows:,} in {formats or 'sources not read while planning'}"),
+            ("tokens", f"{about}{self.data.num_tokens:,} an epoch, {share:.0%} of them trained; {lengths}"),
+            ("steps", f"{about}{self.num_steps:,} of {train.global_batch_size} sequences, {in_all}"),
             ("memory", self.memory.sentence()),
             ("device", self.hardware.sentence()),
-        ]  # fmt: skip
+        ]
         lines = [f"{self.recipe.name}", *(f"  {name:<8} {value}" for name, value in rows)]
         lines += [f"  note     {note}" for note in self.data.notes]
         if self.decisions:
@@ -119,13 +124,6 @@ def _facts(model: ModelFacts, hardware: Hardware) -> Facts:
     )
 
 
-def num_steps(recipe: Recipe, num_sequences_per_epoch: int) -> int:
-    """Return the optimiser steps of a run: as the training loop counts them."""
-    train = recipe.train
-    steps = math.ceil(num_sequences_per_epoch * train.num_train_epochs / train.global_batch_size)
-    return max(1, min(steps, train.max_steps) if train.max_steps else steps)
-
-
 def plan(recipe: Recipe) -> Plan:
     """Work out what running a recipe would mean. Costs about a tenth of a second for local files.
 
@@ -146,7 +144,7 @@ def plan(recipe: Recipe) -> Plan:
         model_path=model_path,
         model=model,
         data=data,
-        num_steps=num_steps(resolved, data.num_sequences_per_epoch),
+        num_steps=num_steps(resolved.train, data.num_sequences_per_epoch),
         num_trainable_parameters=num_trainable_parameters(resolved, facts),
         memory=estimate_memory(resolved, facts, data.longest_tokens),
         hardware=hardware,

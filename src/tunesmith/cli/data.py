@@ -18,7 +18,6 @@ def add_arguments_data(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
     show.add_argument("-n", "--rows", type=int, default=3, help="how many rows (default: 3)")
     show.add_argument("--split", choices=("train", "validation"), default="train", help="which rows (default: train)")
-    show.add_argument("--json", action="store_true", help="print tokens and flags as JSON lines")
     convert = actions.add_parser("convert", help="turn any known row format into messages JSONL")
     convert.add_argument("files", nargs="+", metavar="FILE", help="files, directories or globs")
     convert.add_argument("--to", required=True, metavar="OUT.jsonl", help="the file to write")
@@ -32,12 +31,15 @@ def run_data(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     import os
 
+    from rich.console import Console
+
     from tunesmith.data.show import show
     from tunesmith.recipe.load import load
 
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and not args.json
-    for text in show(load(args.recipe, args.set).recipe, args.rows, args.split, colour=colour, as_json=args.json):
-        print(text)
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for text in show(load(args.recipe, args.set).recipe, args.rows, args.split, coloured=coloured):
+        console.print(text)
     return 0
 
 
@@ -47,5 +49,8 @@ def _convert(args: argparse.Namespace) -> int:
     from tunesmith.data.convert import convert
 
     counts = convert([Path(file) for file in args.files], Path(args.to), args.format)
-    print(f"{counts['written']:,} rows written to {args.to}, {counts['bad']:,} could not be read")
+    written = counts["converted"] + counts["unchanged"]
+    print(f"{counts['read']:,} rows read, {written:,} written to {args.to} ({counts['unchanged']:,} unchanged)")
+    if counts["quarantined"]:
+        print(f"{counts['quarantined']:,} could not be used: {args.to}.quarantine.jsonl has lines and reasons")
     return 0

@@ -62,16 +62,15 @@ def run_stage(args: argparse.Namespace) -> int:
     from tunesmith.store.run_dir import find_run
 
     run_dir = find_run(args.run, args.output_dir)
-    recipe = pipeline.load_resolved(run_dir)
     if args.child:
         try:
-            run_dir.save(pipeline.run_in_process(args.stage, recipe, run_dir))
+            run_dir.save(pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir))
         except TunesmithError as error:
             stage_process.note_error(args.stage, run_dir, error)
             return error.exit_code
         return 0
     with run_dir.locked():
-        record = pipeline.run_in_process(args.stage, recipe, run_dir)
+        record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
         run_dir.save(record)
     print(summary.line(args.stage, record))
     return 0

@@ -89,7 +89,7 @@ class Data:
     min_trained_tokens_fraction: Fraction = 0.005
     """Refuse to train when fewer than this share of all tokens has a loss."""
     num_workers: Auto | PositiveInt = "auto"
-    """Processes that tokenise."""
+    """Threads that tokenise."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ class Serve:
 
     engine: Auto | Literal["vllm", "embedded"] = "auto"
     """`vllm` where a CUDA device is, `embedded` (CPU or one GPU, OpenAI-compatible) elsewhere."""
-    port: Auto | Annotated[int, Bound(minimum=1, maximum=65535)] = "auto"
-    """TCP port on the loopback interface; `auto` takes a free one."""
+    port: Auto | Annotated[int, Bound(minimum=0, maximum=65535)] = "auto"
+    """TCP port on the loopback interface; `auto` and 0 take a free one."""
     max_model_len: Auto | PositiveInt = "auto"
     """Longest prompt plus answer in tokens."""
     startup_timeout_seconds: PositiveFloat = 600.0
