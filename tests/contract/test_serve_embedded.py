@@ -131,6 +131,13 @@ def test_a_stream_ends_with_done_and_without_usage_unless_asked(server: ServerPr
     assert not any("usage" in json.loads(line.removeprefix("data: ")) for line in lines[:-1])
 
 
+def test_usage_in_every_chunk_when_asked(client: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(chat(client, "count", temperature=0, max_tokens=6, stream=True, stream_options=options))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] > 0
+
+
 def test_stop_strings_end_an_answer_before_them(client: openai.OpenAI) -> None:
     free = chat(client, "stop here", temperature=0, max_tokens=30).choices[0].message.content
     stop = free[7:9]
@@ -222,6 +229,7 @@ def test_tools_are_shown_to_the_model_and_left_out_when_not_wanted(client: opena
         ({"stop": [1]}, 400, "stop"),
         ({"stream": "yes"}, 400, "stream"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
+        ({"stream": True, "stream_options": {"include_all": True}}, 400, "include_all is not supported"),
         ({"top_logprobs": 3}, 400, "logprobs"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tunesmith.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Address:
@@ -29,11 +31,11 @@ class Address:
         """Take a URL apart.
 
         Raises:
-            ValueError: it is not an http or https URL.
+            UsageError: it is not an http or https URL.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"not an http or https URL: {url!r}")
+            raise UsageError(f"not an http or https URL: {url!r}", do="give one such as http://127.0.0.1:8000")
         is_secure = parts.scheme == "https"
         return cls(parts.hostname, parts.port or (443 if is_secure else 80), parts.path.rstrip("/"), is_secure)
 

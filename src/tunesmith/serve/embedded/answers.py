@@ -16,12 +16,12 @@ from tunesmith.serve.embedded.sequence import TokenLogprob
 TokenText = Callable[[int], str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Usage:
     """Tokens of a request. A prompt counts once, however many choices it has."""
 
     num_prompt: int
-    num_completion: int = 0
+    num_completion: int
 
     def to_json(self) -> dict[str, int]:
         """Return OpenAI's usage object."""

@@ -43,7 +43,7 @@ class ChatExchange:
         ]
         self._reasons: list[str | None] = [None] * len(self.answers)
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in self.answers]
-        self.usage = Usage(len(prompt))
+        self._num_prompt = len(prompt)
         kind = "chat.completion.chunk" if self.wish.stream else "chat.completion"
         self._envelope = Envelope(kind, model, "chatcmpl")
 
@@ -59,7 +59,6 @@ class ChatExchange:
         if output.finish_reason:
             deltas += text.finish()
             self._reasons[index] = text.finish_reason(output.finish_reason)
-            self.usage.num_completion += len(self.answers[index].generated)
         if not self.wish.stream:
             return []
         if output.logprobs and not deltas:
@@ -87,6 +86,11 @@ class ChatExchange:
         return self._envelope.wrap(choices, usage=self.usage.to_json())
 
     @property
+    def usage(self) -> Usage:
+        """Tokens so far; all of them once every choice is finished."""
+        return Usage(self._num_prompt, sum(len(answer.generated) for answer in self.answers))
+
+    @property
     def _wants_logprobs(self) -> bool:
         return self.answers[0].sampling.num_logprobs is not None
 
@@ -94,7 +98,9 @@ class ChatExchange:
         return chat_logprobs(logprobs, lambda token_id: self._checkpoint.decode_all([token_id]))
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return self._envelope.wrap([{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}])
+        usage = {"usage": self.usage.to_json()} if self.wish.continuous_usage else {}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return self._envelope.wrap([choice], **usage)
 
     def _without_special(self, text: str) -> str:
         for special in self._checkpoint.tokenizer.special_texts:

@@ -22,11 +22,11 @@ class CompletionExchange:
         self.wish, self._echo, self._checkpoint = request.wish, request.echo, checkpoint
         self.answers: list[Answer] = []
         self._texts: list[str] = []
-        self.usage = Usage(0)
+        self._num_prompt = 0
         for prompt in request.prompts:
             ids = self._ids(prompt)
             text = (prompt if isinstance(prompt, str) else checkpoint.decode_all(ids)) if self._echo else ""
-            self.usage.num_prompt += len(ids)
+            self._num_prompt += len(ids)
             for choice in range(self.wish.num_choices):
                 sampling = self.wish.sampling_for(len(ids), checkpoint.max_model_len, choice)
                 self.answers.append(Answer(ids, sampling, checkpoint.eos_ids, checkpoint.decode_visible))
@@ -46,7 +46,6 @@ class CompletionExchange:
         self._logprobs[index] += output.logprobs
         if output.finish_reason:
             self._reasons[index] = output.finish_reason
-            self.usage.num_completion += len(self.answers[index].generated)
         if not self.wish.stream:
             return []
         chunk = self._chunk(index, output.text, output.finish_reason)
@@ -74,6 +73,11 @@ class CompletionExchange:
         ]
         return self._envelope.wrap(choices, usage=self.usage.to_json())
 
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far; all of them once every choice is finished."""
+        return Usage(self._num_prompt, sum(len(answer.generated) for answer in self.answers))
+
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             ids = self._checkpoint.encode_text(prompt)
@@ -89,4 +93,6 @@ class CompletionExchange:
         return self._checkpoint.decode_all([token_id])
 
     def _chunk(self, index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-        return self._envelope.wrap([{"index": index, "text": text, "logprobs": None, "finish_reason": reason}])
+        usage = {"usage": self.usage.to_json()} if self.wish.continuous_usage else {}
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        return self._envelope.wrap([choice], **usage)

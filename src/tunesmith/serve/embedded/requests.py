@@ -69,6 +69,7 @@ class Wish:
     num_choices: int
     stream: bool
     include_usage: bool
+    continuous_usage: bool = False  # vLLM's: every chunk tells the usage so far
 
     def sampling_for(self, num_prompt_tokens: int, max_model_len: int, choice: int) -> Sampling:
         """Return the settings of one choice for a prompt of known length.
@@ -196,6 +197,10 @@ def _wish(body: _Body, limit: str, num_logprobs: int | None, default_max_tokens:
     options = body.values.get("stream_options") or {}
     if not isinstance(options, dict) or (options and not stream):
         raise BadRequest("stream_options must be an object, and needs stream to be true.", param="stream_options")
+    unknown = set(options) - {"include_usage", "continuous_usage_stats", "include_obfuscation"}
+    if unknown or options.get("include_obfuscation"):
+        refused = ", ".join(sorted(unknown)) or "include_obfuscation"
+        raise BadRequest(f"stream_options: {refused} is not supported by this server.", param="stream_options")
     stop = body.values.get("stop") or []
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or not all(isinstance(word, str) and word for word in stop):
@@ -216,6 +221,7 @@ def _wish(body: _Body, limit: str, num_logprobs: int | None, default_max_tokens:
         num_choices=body.whole("n", 1, 1, _MAX_CHOICES) or 1,
         stream=stream,
         include_usage=bool(options.get("include_usage")),
+        continuous_usage=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
     )
 
 
