@@ -77,7 +77,7 @@ def difference(value: Any, maximum: float, *, is_share: bool) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return "–"
     shown = f"{100 * value:+.1f}" if is_share else f"{value:+.1f}" if maximum >= 10 else f"{value:+.3f}"
-    return shown.replace("-", MINUS)
+    return shown.replace("-", MINUS) if float(shown) else shown[1:]
 
 
 def size(num_bytes: Any) -> str:

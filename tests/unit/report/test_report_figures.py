@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tunesmith.report import wording
+from tunesmith.report.call_layout import differing, lay_out
+from tunesmith.report.curves import Series
+from tunesmith.report.examples import choose
+from tunesmith.report.figures.bars import Bar, comparison, histogram, throughput
+from tunesmith.report.figures.latency import Level, latency_chart
+from tunesmith.report.figures.lines import SMALL, Curve, line_chart
+from tunesmith.report.figures.scales import label, ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.11, 4.7), (-3, 8), (1e-6, 5e-4), (5, 5), (0, 0), (1, 1e9), (-7, -7), (0.1, 0.1000001)]
+)
+def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
+    marks = ticks(low, high)
+    assert 2 <= len(marks) <= 12
+    assert marks[0] <= low + 1e-9 and marks[-1] >= high - 1e-9
+    steps = {round((b - a) / (marks[1] - marks[0]), 4) for a, b in pairwise(marks)}
+    assert steps == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (2e-4, "2e−4"),
+        (0.05, "0.05"),
+        (12_000, "12k"),
+        (3e6, "3M"),
+        (-1, "−1"),
+        (1500, "1\u202f500"),
+        (1e-3, "1e−3"),
+    ],
+)
+def test_tick_labels_are_short(value: float, text: str) -> None:
+    assert label(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (True, "–"), (0.1134, "0.1134"), (18922.1, "18\u202f922"), (7448, "7\u202f448"),
+     (math.nan, "not finite"), (1.5e-7, "1.5e−7"), (-0.25, "−0.25"), (100.0, "100"), (0.00051234, "0.0005123")],
+)  # fmt: skip
+def test_numbers(value: float | None, text: str) -> None:
+    assert wording.number(value) == text
+
+
+def test_differences_have_signs_and_zero_has_none() -> None:
+    assert wording.difference(0.917, 1.0, is_share=True) == "+91.7"
+    assert wording.difference(-0.0001, 1.0, is_share=True) == "0.0"
+    assert wording.difference(-0.05, 1.0, is_share=False) == "−0.050"
+    assert wording.difference(3.7, 100.0, is_share=False) == "+3.7"
+
+
+def test_figures_are_well_formed_and_escape_names() -> None:
+    hostile = '</svg><script>"&'
+    drawn = [
+        line_chart([Curve(hostile, [(1, 2.0), (2, None), (3, 1.0)], has_dots=True)], SMALL, title=hostile),
+        comparison([Bar("base", 0.2, 0.1, 0.3), Bar("tuned", 0.9)], 1.0, told=hostile),
+        throughput([(hostile, 92.0)], 100.0, told=hostile),
+        latency_chart([Level(hostile, [1.0, 2.0], 1.0, 2.0, None)], 5.0, title=hostile),
+        histogram([(32, 5), (64, 0)], limit=32),
+    ]
+    for figure in drawn:
+        root = ElementTree.fromstring(str(figure))
+        assert root.tag == "svg" and root.find("title") is not None
+        assert not [child for child in root.iter() if child.tag == "script"]
+
+
+def test_nothing_to_draw_is_none() -> None:
+    assert line_chart([Curve("a", [(1, None)])], SMALL, title="a") is None
+    assert latency_chart([], None, title="a") is None
+    assert throughput([], None, told="a") is None
+    assert histogram([(32, 0)], limit=None) is None
+
+
+def test_one_point_is_a_dot() -> None:
+    assert "<circle" in str(line_chart([Curve("a", [(7, 1.5)])], SMALL, title="a"))
+
+
+def test_a_gap_interrupts_the_line() -> None:
+    figure = str(line_chart([Curve("a", [(1, 1.0), (2, 2.0), (3, None), (4, 1.0), (5, 3.0)])], SMALL, title="a"))
+    (data,) = [e.attrib["d"] for e in ElementTree.fromstring(figure).iter() if e.tag == "path"]
+    assert data.count("M") == 2
+
+
+def test_thinning_keeps_ends_extremes_and_gaps() -> None:
+    values = [math.sin(step / 500) for step in range(100_000)]
+    values[43_210], values[77_777] = 9.0, -9.0
+    values[50_000:52_000] = [math.nan] * 2000
+    points = Series(list(range(100_000)), values).points()
+    assert len(points) < 500
+    assert points[0] == (0, values[0]) and points[-1] == (99_999, values[-1])
+    assert (43_210, 9.0) in points and (77_777, -9.0) in points
+    assert any(value is None for _, value in points)
+    assert [step for step, _ in points] == sorted(step for step, _ in points)
+
+
+def test_smoothing_follows_without_lag() -> None:
+    line = Series(list(range(1000)), [1000.0 - step for step in range(1000)])
+    assert all(value == pytest.approx(1000 - step) for step, value in line.smoothed())
+    assert Series([1, 2], [1.0, 2.0]).smoothed() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('f({"b": 1, "a": "x"})', ["f(", '  a = "x"', "  b = 1", ")"]),
+        ('[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"k": [1]}}]', ["f()", "g(", "  k = [1]", ")"]),
+        ("f({})\ng({})", ["f()", "g()"]),
+        ("just words", None),
+        ('{"name": 3', None),
+        ("[1, 2]", None),
+        ("[" * 9999, None),
+        ('f({"a": 1}) and more', None),
+        ("", None),
+    ],
+)
+def test_calls_are_laid_out_and_nothing_else_is(text: str, lines: list[str] | None) -> None:
+    assert lay_out(text) == lines
+
+
+def test_lines_that_differ_are_marked() -> None:
+    reference, given = ["f(", "  a = 1", "  b = 2", ")"], ["f(", "  a = 1", "  b = 3", ")"]
+    assert differing(given, reference) == [False, False, True, False]
+    assert differing(["f(", ")", "f(", ")"], ["f(", ")"]) == [False, False, True, True]
+
+
+def test_examples_share_the_room(tmp_path: Path) -> None:
+    import json
+
+    def item(index: int, base: bool, tuned: bool) -> str:
+        return json.dumps({"id": str(index), "base": {"correct": base}, "tuned": {"correct": tuned}})
+
+    path = tmp_path / "items.jsonl"
+    rows = [(False, True)] * 20 + [(True, False)] * 1 + [(False, False)] * 20 + [(True, True)] * 5
+    path.write_text("\n".join(item(index, *row) for index, row in enumerate(rows)))
+    chosen, counts = choose(path, 8)
+    kinds = [example.kind for example in chosen]
+    assert (kinds.count("fixed"), kinds.count("broken"), kinds.count("wrong")) == (4, 1, 3)
+    assert counts == {"fixed": 20, "broken": 1, "wrong": 20, "right": 5}
+    assert choose(path, 0)[0] == []

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests import finished_runs
+from tunesmith.artifacts import Report, Scores, Verdict
+from tunesmith.recipe.schema import Recipe
+from tunesmith.report import stage
+from tunesmith.store.run_dir import RunDir
+
+KINDS = ("full", "minimal", "failed", "wide", "hostile")
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class _Page(HTMLParser):
+    """Checks that elements nest, and collects tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+
+
+def _page(tmp_path: Path, kind: str) -> tuple[RunDir, Report, _Page]:
+    run_dir = finished_runs.write(tmp_path / kind, kind)
+    record = stage.run(finished_runs.recipe(), run_dir)
+    return run_dir, record, _Page(run_dir.report_page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_gives_a_whole_page(tmp_path: Path, kind: str) -> None:
+    run_dir, record, page = _page(tmp_path, kind)
+    assert record.num_bytes == run_dir.report_page.stat().st_size < 400_000
+    assert run_dir.absolute(record.path) == run_dir.report_page
+    assert len(page.ids) == len(set(page.ids))
+    targets = [value for name, value in page.attributes if name == "href"]
+    assert all(target.startswith("#") and target[1:] in page.ids for target in targets), "links stay in the page"
+    assert not {"link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on") or name == "src"]
+
+
+def test_a_full_run_shows_everything(tmp_path: Path) -> None:
+    _, _, page = _page(tmp_path, "full")
+    assert {"results", "trained", "curves", "examples", "speed", "gate", "lineage", "recipe"} <= set(page.ids)
+    for text in (
+        "Gate passed",
+        "4.1\u202f%",
+        "95.8\u202f%",
+        "+91.7",
+        "regressed",
+        "cannot tell",
+        "bench.c8.ttft_p95_ms < 500",
+    ):
+        assert text in page.text, text
+    for text in (
+        "rows sorted by length waste little padding",
+        "f62d68a2e977fd23",
+        "17cd2be84f60a935",
+        "100.00%",
+        "AMD EPYC",
+    ):
+        assert text in page.text, text
+    assert "${env:TRACKING_URI}" in page.text
+    assert "people = 2" in page.text, "function calls are laid out"
+
+
+def test_missing_stages_are_left_out(tmp_path: Path) -> None:
+    _, _, page = _page(tmp_path, "minimal")
+    assert not {"results", "examples", "speed", "gate"} & set(page.ids)
+    assert {"trained", "curves", "lineage"} <= set(page.ids)
+
+
+def test_an_empty_run_directory_gives_a_page(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "empty")
+    stage.run(finished_runs.recipe(), run_dir)
+    assert "No stage has finished yet" in _Page(run_dir.report_page.read_text()).text
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    _, _, page = _page(tmp_path, "failed")
+    assert "Stage train failed" in page.text and "the loss is not finite at step 297" in page.text
+    assert "losses are not finite and leave gaps" in page.text
+
+
+def test_a_broken_record_is_told_and_the_rest_shown(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path, "full")
+    run_dir.artifact("evaluate").write_text('{"kind": "scores"')
+    stage.run(finished_runs.recipe(), run_dir)
+    page = _Page(run_dir.report_page.read_text())
+    assert "the record of stage evaluate cannot be read" in page.text and "speed" in page.ids
+
+
+def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
+    run_dir, _, page = _page(tmp_path, "hostile")
+    text = run_dir.report_page.read_text(encoding="utf-8")
+    assert "<script>document" not in text and "<img" not in text
+    assert "<script>document.title='owned'</script>" in page.text
+    assert "{{ 7*7 }}" in page.text
+    assert "\x00" not in text and "\x1b" not in text
+    assert "x" * 1200 in text and "x" * 1201 not in text, "long texts are cut"
+
+
+def test_no_secret_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", finished_runs.SECRET)
+    run_dir = finished_runs.write(tmp_path, "full")
+    run_dir.save(Verdict(False, ({"rule": "a", "passed": False, "evidence": f"key {finished_runs.SECRET}"},)))
+    run = run_dir.read_run()
+    run["stages"]["bench"] = {"state": "failed", "error": f"401 for {finished_runs.SECRET}"}
+    run["command"].append(finished_runs.SECRET)
+    run_dir.write_run(run)
+    run_dir.resolved_recipe.write_text(f"key: {finished_runs.SECRET}")
+    stage.run(finished_runs.recipe(), run_dir)
+    assert finished_runs.SECRET not in run_dir.report_page.read_text()
+
+
+def test_a_hundred_thousand_lines_stay_small_and_keep_their_peak(tmp_path: Path) -> None:
+    run_dir, record, page = _page(tmp_path, "long")
+    assert record.num_bytes < 400_000
+    curves = [json.loads(value) for name, value in page.attributes if name == "data-curves"]
+    assert all(10 < len(line["points"]) < 500 for curve in curves for line in curve)
+    # The one loss of 31.4159 among 100,000 stretches the axis of the loss.
+    assert re.search(r">(30|32|35|40)</text>", run_dir.report_page.read_text())
+
+
+def test_tuned_alone_is_shown_without_a_comparison(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path, "full")
+    record = {"base": None, "tuned": 0.5, "tuned_low": 0.4, "tuned_high": 0.6, "num_items": 100, "maximum": 1.0}
+    run_dir.save(Scores({"function_calls": {"accuracy": record}}))
+    stage.run(finished_runs.recipe(), run_dir)
+    page = _Page(run_dir.report_page.read_text())
+    assert "Only the tuned model was measured" in page.text and "50.0\u202f%" in page.text
+
+
+def test_sparse_records_of_other_writers_are_borne(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path, "full")
+    tasks = {"mine": {"loss": {"tuned": 2.5, "base": 3.0}, "odd": {"tuned": float("nan")}, "gone": {}}}
+    run_dir.save(Scores(tasks, {"mine": "evaluate/no-such-file.jsonl"}))  # type: ignore[arg-type]
+    run_dir.write_run({"stages": None, "lineage": [], "decisions": None, "command": None})
+    run_dir.requests.write_text("[]\n{}\nnonsense\n")
+    stage.run(finished_runs.recipe(), run_dir)
+    assert "2.5" in _Page(run_dir.report_page.read_text()).text
+
+
+def test_the_title_of_the_recipe_is_used(tmp_path: Path) -> None:
+    import dataclasses
+
+    recipe: Recipe = finished_runs.recipe()
+    recipe = dataclasses.replace(
+        recipe, report=dataclasses.replace(recipe.report, title="Calls & more", num_examples=0)
+    )
+    run_dir = finished_runs.write(tmp_path, "full")
+    stage.run(recipe, run_dir)
+    page = _Page(run_dir.report_page.read_text())
+    assert "Calls & more" in page.text and "book_table" not in page.text
