@@ -99,11 +99,13 @@ def _is_line_wise(full: list[bytes], name: str) -> bool:
     """Return whether each line is a row, going by the first lines that are not blank."""
     if full[0].lstrip().startswith(b"["):
         return False
-    if _is_object(full[0]):
-        return len(full) > 1 or _list_inside(parse(full[0].decode("utf-8")), name) is None
-    # The first line is broken, or begins an object that goes on below; then the next one is indented.
+    if len(full) == 1 and _is_object(full[0]):
+        return _list_inside(parse(full[0].decode("utf-8")), name) is None
+    if not name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        return all(map(_is_object, full))
+    # A first line that is no object is broken, or begins one that goes on below; then the next line is indented.
     goes_on = full[0].strip() == b"{" or (len(full) > 1 and full[1][:1] in (b" ", b"\t"))
-    return not goes_on and name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+    return _is_object(full[0]) or not goes_on
 
 
 def _is_object(line: bytes) -> bool:
