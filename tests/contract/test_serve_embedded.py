@@ -216,6 +216,8 @@ def test_tools_are_shown_to_the_model_and_left_out_when_not_wanted(client: opena
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
+        ({"model": None}, 400, "model is missing"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
         ({"model": "other"}, 404, "'other' does not exist"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "nobody", "content": "x"}]}, 400, "messages[0]"),
@@ -245,7 +247,7 @@ def test_what_cannot_be_served_is_refused_with_its_name(
     server: ServerProcess, body: dict[str, Any], status: int, said: str
 ) -> None:
     whole = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3} | body
-    response = httpx.post(f"{server.url}/v1/chat/completions", json=whole)
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=json.dumps(whole))
     assert response.status_code == status
     assert said in response.json()["error"]["message"]
     assert response.json()["error"]["type"] == "invalid_request_error"

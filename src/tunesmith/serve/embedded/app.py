@@ -110,7 +110,7 @@ class App:
             status, note = refusal.status, refusal.message
             await asgi.send_error(reply, status, refusal.body())
         if path != "/health":
-            _log(f"{method} {path} {status} {time.monotonic() - started:.3f}s {note}".rstrip())
+            _log(f"{method} {path} {status} {time.monotonic() - started:.3f}s {' '.join(note.split())[:200]}".rstrip())
 
     async def _route(self, method: str, path: str, receive: asgi.Receive, send: asgi.Send) -> str:
         """Answer a request; return what the log should say about it."""
@@ -135,8 +135,10 @@ class App:
         return card | {"max_model_len": length}
 
     def _check_model(self, name: Any) -> None:
+        if name is None:
+            raise BadRequest(f"model is missing: this server has {self._name!r}.", param="model")
         if name != self._name:
-            message = f"The model {name!r} does not exist here: this server has {self._name!r}."
+            message = f"The model {str(name)[:100]!r} does not exist here: this server has {self._name!r}."
             raise BadRequest(message, param="model", status=404, code="model_not_found")
 
     def _exchange(self, path: str, document: Any) -> Exchange:
@@ -187,9 +189,15 @@ def build_app(checkpoint: Checkpoint, name: str) -> App:
 
 async def _json_body(receive: asgi.Receive) -> Any:
     try:
-        return json.loads(await asgi.read_body(receive))
+        body = await asgi.read_body(receive)
+        document = json.loads(body)
+        if b"\\ud" in body.lower():
+            json.dumps(document, ensure_ascii=False).encode()  # an escape may leave half of a surrogate pair
+        return document
     except asgi.TooLarge:
         raise BadRequest(f"The body is larger than {asgi.MAX_BODY_BYTES >> 20} MiB.", status=413) from None
+    except UnicodeEncodeError:
+        raise BadRequest("The body holds half of a surrogate pair, which is no text.") from None
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not JSON: {error}") from None
 
