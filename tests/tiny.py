@@ -63,7 +63,7 @@ def config_of(family: str, *, tied: bool = False) -> Any:
     }
     if family == "gpt2":
         sizes = {"vocab_size": VOCAB_SIZE, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}
-        sizes |= {"bos_token_id": 1, "eos_token_id": 2}
+        sizes |= {"bos_token_id": 1, "eos_token_id": 2, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
     if family == "gemma2":
         sizes |= {"query_pre_attn_scalar": 12, "sliding_window": 16, "tie_word_embeddings": True}
     if family == "granite":
@@ -79,7 +79,9 @@ def write_model(
     """Write a random checkpoint with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config_of(family, tied=tied))
     with torch.no_grad():  # small random weights make every logit alike; spread them
@@ -120,6 +122,8 @@ def recipe_for(base: Path, output_dir: Path, *, seed: int = 7, dtype: str = "flo
         "learning_rate": 1e-2,
         "gradient_checkpointing": False,
     } | train
+    if isinstance(settings.get("lora"), dict):
+        settings["lora"] = schema.Lora(**settings["lora"])
     return schema.Recipe(
         name="tiny",
         model=schema.Model(str(base), dtype=dtype, attn_implementation="sdpa"),  # type: ignore[arg-type]

@@ -83,7 +83,6 @@ class AdaptedLinear(nn.Module):
         self.magnitude: nn.Parameter | None = None
         if settings.use_dora:
             self.magnitude = nn.Parameter(row_norms(base_weight(inner).float()))
-        self._norms: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)
@@ -102,12 +101,11 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def _moved_norms(self) -> Tensor:
-        """Return ‖W + s·B·A‖, computed again only when A or B changed: once per step, not once per micro-batch."""
-        versions = (self.lora_A._version, self.lora_B._version)
-        if self._norms is None or self._norms[0] != versions:
-            moved = base_weight(self.inner).float() + delta(self.lora_A, self.lora_B, self.scaling)
-            self._norms = (versions, row_norms(moved))
-        return self._norms[1]
+        """Return ‖W + s·B·A‖ of this moment.
+
+        Not kept from one micro-batch to the next: fused optimisers change A and B without counting up their `_version`.
+        """
+        return row_norms(base_weight(self.inner).float() + delta(self.lora_A, self.lora_B, self.scaling))
 
 
 def base_weight(linear: nn.Module) -> Tensor:
