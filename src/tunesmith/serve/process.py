@@ -1,7 +1,7 @@
 """One server process: start it, wait until it answers, stop it, leave nothing behind.
 
 The child leads a process group of its own, so that stopping reaches whatever it started, and Ctrl-C reaches only us.
-When we are killed, the kernel kills the child. Linux ties that to the thread that started it: start servers from a thread
+When we are killed, the kernel kills the child. Linux ties that to the thread that started it: start servers from one
 that lives on.
 """
 
