@@ -27,10 +27,34 @@ JSON = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXTS, JSON, max_size=4)
 KEYS = st.sampled_from(
-    (
-        "role content from value messages conversations prompt completion chosen rejected tools tool_calls function name "
-        "arguments instruction input output history mapping current_node parent message author parts system"
-    ).split(" ")
+    [
+        "role",
+        "content",
+        "from",
+        "value",
+        "messages",
+        "conversations",
+        "prompt",
+        "completion",
+        "chosen",
+        "rejected",
+        "tools",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "instruction",
+        "input",
+        "output",
+        "history",
+        "mapping",
+        "current_node",
+        "parent",
+        "message",
+        "author",
+        "parts",
+        "system",
+    ]
 )
 WORDS = st.sampled_from(
     ["user", "assistant", "tool", "gpt", "human", "function_call", "text", "Hi", "", "{}", "[]", "[{", "f"]

@@ -21,7 +21,7 @@ from tunesmith.tokens.templates import template_for
 from tunesmith.tokens.tokenizer import load_tokenizer
 
 _SAMPLED_ROWS = 48
-_READ_ROWS = 400  # of each source; the sample is spread over them
+_READ_ROWS = 240  # of each source; the sample is spread over them
 _COUNTED_BYTES = 64 << 20  # larger files are counted by their size
 
 
@@ -74,6 +74,7 @@ def estimate(recipe: Recipe, model_path: Path) -> DataEstimate:
     """
     tokenizer = load_tokenizer(model_path)
     encoder = Encoder(tokenizer, template_for(tokenizer, recipe.data.chat_template), recipe)
+    encoder.use_threads()
     local = [source for source in recipe.data.train if not is_hub_id(source)]
     notes = [f"{s.path} is a Hub data set: not read while planning" for s in recipe.data.train if is_hub_id(s)]
     for source in recipe.data.validation:
@@ -153,7 +154,7 @@ def _format(rows: list[Row | BadRow], source: Source) -> RowFormat:
         raise DataError(error.what, where=error.where or source.path, do=error.do) from None
 
 
-def _count_rows(source: Source, head: Sequence[object]) -> int:
+def _count_rows(source: Source, head: Sequence[Row | BadRow]) -> int:
     """Return about how many rows a source has: its lines where a row is a line, else its size over that of a row."""
     total = 0.0
     for path in source_files(source):
@@ -161,7 +162,7 @@ def _count_rows(source: Source, head: Sequence[object]) -> int:
         if ".parquet" in names:
             total += _parquet_rows(path)
         elif path.stat().st_size > _COUNTED_BYTES or ".json" in names:
-            total += _rows_by_size(path, source)
+            total += _rows_by_size(path, head)
         else:
             total += _lines(path)
     counted = max(len(head), round(total))
@@ -177,20 +178,13 @@ def _lines(path: Path) -> int:
     return lines + (not last.endswith(b"\n")) - (".csv" in path.name or ".tsv" in path.name)
 
 
-def _rows_by_size(path: Path, source: Source) -> float:
-    """Return the file's size over the mean size of its first rows, written again as JSON."""
+def _rows_by_size(path: Path, head: Sequence[Row | BadRow]) -> float:
+    """Return the file's size over the mean size of the source's first rows, written as compact JSON."""
     import json
 
-    own = Source(str(path), format=source.format)
-    sizes = [
-        len(json.dumps(row.value, ensure_ascii=False).encode()) + 2
-        for row in islice(read_rows(own), _READ_ROWS)
-        if isinstance(row, Row)
-    ]
-    if len(sizes) < _READ_ROWS:
-        return float(len(sizes))
+    sizes = [len(json.dumps(row.value, ensure_ascii=False).encode()) + 2 for row in head if isinstance(row, Row)]
     packed = 4.0 if path.suffix == ".gz" else 1.0  # text packs to about a quarter
-    return packed * path.stat().st_size / _mean(sizes)
+    return packed * path.stat().st_size / _mean(sizes) if sizes else 0.0
 
 
 def _parquet_rows(path: Path) -> int:

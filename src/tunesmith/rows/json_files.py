@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import IO, Any, NoReturn
 
 from tunesmith.errors import DataError
-from tunesmith.rows.sources import BadRow, Row, bad_row
+from tunesmith.rows.sources import SHOWN_CHARACTERS, BadRow, Row, bad_row
 
 _WINDOW_BYTES = 1 << 20
 _SAMPLED_LINES = 5
@@ -140,6 +140,14 @@ def _row(name: str, number: int, value: Any) -> Row | BadRow:
     return bad_row(name, number, f"a row must be a JSON object, this is {kind}", json.dumps(value, ensure_ascii=False))
 
 
+class _UnacceptableError(ValueError):
+    """A value that is JSON for Python and not for others."""
+
+    def __init__(self, problem: str, beginning: str) -> None:
+        super().__init__(problem)
+        self.beginning = beginning
+
+
 class _Window:
     """Text of a file, of which only the part that is being parsed is in memory."""
 
@@ -186,7 +194,7 @@ class _Window:
 
         Raises:
             json.JSONDecodeError: there is none, even with all of the file read.
-            ValueError: it is not acceptable; the window stands behind it.
+            _UnacceptableError: it can be read and not be used; the window stands behind it.
         """
         while True:
             try:
@@ -197,13 +205,14 @@ class _Window:
                 continue
             if end == len(self.text) and self.grow():
                 continue  # a number may go on
+            beginning = self.beginning()
             self.move(end)
             if problem:
-                raise ValueError(problem)
+                raise _UnacceptableError(problem, beginning)
             return value
 
-    def rest(self) -> str:
-        return self.text[self.position :]
+    def beginning(self) -> str:
+        return self.text[self.position : self.position + SHOWN_CHARACTERS]
 
 
 def _documents(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
@@ -230,13 +239,12 @@ def _array(window: _Window, name: str) -> Iterator[Row | BadRow]:
         while True:
             number += 1
             window.peek()
-            source = window.rest()
             try:
                 yield _row(name, number, window.value())
             except json.JSONDecodeError as error:
                 _broken_array(window, name, number, error.msg)
-            except ValueError as error:
-                yield bad_row(name, number, str(error), source)
+            except _UnacceptableError as error:
+                yield bad_row(name, number, str(error), error.beginning)
             separator = window.peek()
             if separator not in (",", "]"):
                 reason = f"expected a comma or a bracket, found {separator!r}" if separator else "the file ends here"
@@ -256,16 +264,15 @@ def _broken_array(window: _Window, name: str, number: int, reason: str) -> NoRet
 def _objects(window: _Window, name: str) -> Iterator[Row | BadRow]:
     """Yield objects one after the other; behind a broken one, go on at the next line that begins with `{`."""
     while window.peek():
-        line, source = window.line, window.rest()
+        line = window.line
         try:
             yield _row(name, line, window.value())
         except json.JSONDecodeError as error:
-            # The whole rest is in the window now. Only its offending line tells what is wrong.
-            yield bad_row(name, line, f"not valid JSON: {error.msg}", window.rest())
+            yield bad_row(name, line, f"not valid JSON: {error.msg}", window.beginning())
             following = _NEXT_OBJECT.search(window.text, window.position + 1)
             window.move(following.end() if following else len(window.text))
-        except ValueError as error:
-            yield bad_row(name, line, str(error), source)
+        except _UnacceptableError as error:
+            yield bad_row(name, line, str(error), error.beginning)
 
 
 def _list_inside(document: dict[str, Any], name: str) -> list[Any] | None:
@@ -291,7 +298,7 @@ def _are_rows(document: dict[str, Any]) -> bool:
 
 def _bad_characters(source: str, value: Any) -> str:
     """Say what is wrong with text that has no UTF-8 form: broken bytes of the file, halves of surrogate pairs."""
-    if not _SURROGATE.search(source):
+    if (source.isascii() and "\\u" not in source) or not _SURROGATE.search(source):
         return ""
     try:
         source.encode("utf-8")
