@@ -96,10 +96,10 @@ def _dataset(*, hostile: bool) -> Dataset:
             {
                 "path": HOSTILE[:80] if hostile else "rows/train.jsonl",
                 "format": "messages",
-                "sha256": "ab" * 32,
-                "rows": 6000,
+                "sha256": {"a": "ab" * 32, "b": "cd" * 32},
+                "read": 6000,
             },
-            {"path": "rows/alpaca_en.json", "format": "instruction", "sha256": "cd" * 32, "rows": 2000},
+            {"path": "rows/alpaca_en.json", "format": "instruction", "sha256": {"c": "ef" * 32}, "read": 2000},
         ),
         length_histogram={str(e): int(1700 * math.exp(-(((e - 150) / 110) ** 2))) + 9 for e in edges},
         quarantine="data/quarantine.jsonl",

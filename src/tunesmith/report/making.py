@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tunesmith.recipe.environment import redact
@@ -28,11 +29,16 @@ _FATES = (
 def trained(found: Findings) -> Context:
     """Return what was trained on what, and every decision."""
     decisions = [
-        {"key": str(d.get("key")), "value": wording.shown(d.get("value")), "reason": wording.shown(d.get("reason"))}
+        {"key": str(d.get("key")), "value": _written(d.get("value")), "reason": wording.shown(d.get("reason"))}
         for d in found.run.get("decisions") or []
         if isinstance(d, dict)
     ]
     return {"data": _data(found), "method": _method(found), "decisions": decisions}
+
+
+def _written(value: Any) -> str:
+    """Return a decision's value as it would stand in the recipe."""
+    return wording.printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def _data(found: Findings) -> Context | None:
@@ -60,12 +66,15 @@ def _data(found: Findings) -> Context | None:
 
 
 def _source(source: dict[str, Any]) -> Context:
-    known = {"path": source.get("path") or source.get("file"), "format": source.get("format")}
-    digest = source.get("sha256") or source.get("revision") or source.get("hash")
-    rows = source.get("rows") if source.get("rows") is not None else source.get("num_rows")
-    return {key: wording.shown(value) for key, value in known.items()} | {
-        "rows": wording.number(rows),
-        "digest": wording.shown(digest)[:16] if digest else "",
+    """Return a source as the data stage recorded it; `sha256` is a mapping from file to hash."""
+    hashes = source.get("sha256")
+    digest = next(iter(hashes.values()), "") if isinstance(hashes, dict) else hashes
+    return {
+        "path": wording.shown(source.get("path")),
+        "format": wording.shown(source.get("format")),
+        "rows": wording.number(source.get("read")),
+        "digest": wording.shown(source.get("revision") or digest or "")[:12],
+        "num_files": len(hashes) if isinstance(hashes, dict) else 1,
     }
 
 

@@ -38,7 +38,7 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
         (3e6, "3M"),
         (-1, "−1"),
         (1500, "1\u202f500"),
-        (1e-3, "1e−3"),
+        (6e-3, "0.006"),
     ],
 )
 def test_tick_labels_are_short(value: float, text: str) -> None:

@@ -89,6 +89,7 @@ def test_a_full_run_shows_everything(tmp_path: Path) -> None:
     ):
         assert text in page.text, text
     assert "${env:TRACKING_URI}" in page.text
+    assert "6\u202f000" in page.text and "abababababab… and 1 more files" in page.text
     assert "people = 2" in page.text, "function calls are laid out"
 
 

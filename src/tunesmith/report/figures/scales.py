@@ -40,7 +40,7 @@ def label(value: float) -> str:
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
             return number(value / (1e3 if unit == "k" else limit), 3) + unit
-    if 0 < size < 1e-2:
+    if 0 < size < 1e-3:
         exponent = math.floor(math.log10(size) + 1e-9)
         return f"{number(value / 10.0**exponent, 3)}e{exponent}".replace("-", "−")
     return number(value, 3)
