@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -77,13 +78,19 @@ def mark(
         first_turn: assistant turns before this one are context, whatever `train_on` says.
 
     Raises:
-        TemplateProblem: the template refuses the conversation.
+        TemplateProblem: the template refuses the conversation, or leaves out its tools or calls.
         DataError: the template's assistant turns cannot be told apart.
     """
-    if train_on == "all" and not first_turn:
+    has_calls = any(message.get("tool_calls") for message in conversation.messages)
+    if train_on == "all" and not first_turn and not has_calls:
         text = render(template, conversation.messages, conversation.tools)
+        _check_tools_are_shown(text, conversation.tools)
         return MarkedText(text, ((0, len(text)),))
     text, turns = assistant_turns(tokenizer, template, conversation.messages, conversation.tools)
+    _check_tools_are_shown(text, conversation.tools)
+    _check_calls_are_shown(text, turns, conversation.messages)
+    if train_on == "all" and not first_turn:
+        return MarkedText(text, ((0, len(text)),))
     chosen = turns[-1:] if train_on == "completion" else turns[first_turn:]
     return MarkedText(text, tuple(span for turn in chosen for span in turn))
 
@@ -171,6 +178,29 @@ def encode_prompt(tokenizer: ChatTokenizer, template: ChatTemplate, messages: Me
         TemplateProblem: the template refuses the conversation.
     """
     return tokenizer.encode(render(template, messages, tools, add_generation_prompt=True))
+
+
+def _check_tools_are_shown(text: str, tools: Tools) -> None:
+    """Refuse a template that knows no tools: the model would learn to call what it was never told about."""
+    for tool in tools:
+        name = tool.get("function", tool).get("name", "")
+        if not _shows(text, name):
+            raise TemplateProblem(f"the chat template does not show the tool {name!r}: use one that knows tools")
+
+
+def _check_calls_are_shown(text: str, turns: Sequence[Sequence[Span]], messages: Messages) -> None:
+    """Refuse a template that knows no calls: the model would learn to answer with nothing."""
+    answers = [message for message in messages if message["role"] == "assistant"]
+    for message, spans in zip(answers, turns, strict=True):
+        said = "".join(text[start:end] for start, end in spans)
+        for call in message.get("tool_calls") or ():
+            name = call["function"]["name"]
+            if not _shows(said, name):
+                raise TemplateProblem(f"the chat template does not show the call of {name!r}: use one that knows tools")
+
+
+def _shows(text: str, name: str) -> bool:
+    return any(form in text for form in (name, json.dumps(name, ensure_ascii=False)[1:-1], json.dumps(name)[1:-1]))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.families import write_family
-from tests.fixtures.wild_templates import GEMMA, LLAMA31
+from tests.fixtures.wild_templates import CHATML, GEMMA, LLAMA31
 from tunesmith.errors import DataError
 from tunesmith.rows.conversation import Conversation
-from tunesmith.tokens.chat import TemplateProblem, encode_conversation, encode_preference, encode_prompt, render
+from tunesmith.tokens.chat import (
+    TemplateProblem,
+    TrainOn,
+    encode_conversation,
+    encode_preference,
+    encode_prompt,
+    render,
+)
 from tunesmith.tokens.templates import ChatTemplate, template_for
 from tunesmith.tokens.tokenizer import ChatTokenizer, load_tokenizer
 
@@ -91,6 +98,23 @@ def test_turns_that_cannot_be_told_apart_are_refused(tokenizer: ChatTokenizer) -
     with pytest.raises(DataError, match="cannot be told where") as caught:
         encode_conversation(tokenizer, ChatTemplate(text), Conversation((USER, calls)), "assistant")
     assert "generation" in caught.value.do
+
+
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"type": "object"}}}
+LOOK_UP = {"type": "function", "function": {"name": "look_up", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "completion", "all"])
+def test_a_template_that_hides_tools_or_calls_is_refused(tokenizer: ChatTokenizer, train_on: TrainOn) -> None:
+    blind = ChatTemplate(CHATML, tokenizer.special_tokens)
+    with pytest.raises(TemplateProblem, match="does not show the tool 'look_up'"):
+        encode_conversation(tokenizer, blind, Conversation((USER, GOOD), (TOOL,)), train_on)
+    deaf = ChatTemplate("{{ tools | tojson }}\n" + CHATML, tokenizer.special_tokens)
+    call = {"role": "assistant", "content": "", "tool_calls": [LOOK_UP]}
+    calling = Conversation((USER, call, {"role": "tool", "content": "2"}, GOOD), (TOOL,))
+    with pytest.raises(TemplateProblem, match="does not show the call of 'look_up'"):
+        encode_conversation(tokenizer, deaf, calling, train_on)
+    assert encode_conversation(tokenizer, template_for(tokenizer, "chatml"), calling, train_on)
 
 
 def test_messages_are_not_changed_by_rendering(tokenizer: ChatTokenizer) -> None:
