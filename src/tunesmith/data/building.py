@@ -201,12 +201,16 @@ class Builder:
         tally.num_tokens += repeats * num_tokens_of(segments)
         tally.num_trained_tokens += repeats * trained
         tally.length_histogram[1 << max(5, (length - 1).bit_length())] += repeats
-        ends = set(tokenizer.eos_ids)
-        answers = segments[1:] or segments
-        has_end = any(flag and i in ends for ids, flags in answers for i, flag in zip(ids, flags, strict=True))
-        tally.num_rows_with_trained_end += has_end
+        tally.num_rows_with_trained_end += _trains_an_end(segments[1:] or segments, set(tokenizer.eos_ids))
         start = segments[0][0][:2]
         tally.num_rows_with_doubled_start += tokenizer.bos_id is not None and start == [tokenizer.bos_id] * 2
+
+
+def _trains_an_end(answers: list[Segment], ends: set[int]) -> bool:
+    """Return whether a token that ends an answer has a loss; most rows have one near their own end."""
+    return any(
+        flag and i in ends for ids, flags in answers for i, flag in zip(reversed(ids), reversed(flags), strict=True)
+    )
 
 
 class _BadRows:

@@ -6,7 +6,7 @@ real template and encoded with the real tokenizer; counts of lines or sizes of f
 
 from __future__ import annotations
 
-import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -55,7 +55,7 @@ class _Sample:
 
     row_format: RowFormat
     num_rows: int
-    num_bad: int
+    problems: tuple[str, ...]  # why sampled rows cannot be used
     lengths: tuple[tuple[int, int, int], ...]  # longest sequence, tokens seen, tokens trained, per row
     num_too_long: int
     weight: float
@@ -88,15 +88,17 @@ def _summary(recipe: Recipe, samples: dict[str, _Sample], notes: list[str]) -> D
     kept_share = 1 - recipe.data.validation_fraction
     sequences, tokens, trained = 0.0, 0.0, 0.0
     for path, sample in samples.items():
-        num_sampled = len(sample.lengths) + sample.num_too_long + sample.num_bad
+        num_sampled = len(sample.lengths) + sample.num_too_long + len(sample.problems)
         usable = len(sample.lengths) / max(1, num_sampled)
         expected = sample.num_rows * usable * sample.weight * kept_share
         sequences += expected
         tokens += expected * _mean([seen for _, seen, _ in sample.lengths])
         trained += expected * _mean([count for _, _, count in sample.lengths])
-        for number, what in ((sample.num_bad, "cannot be used"), (sample.num_too_long, "are too long and are dropped")):
-            if number:
-                notes.append(f"{path}: {number} of {num_sampled} sampled rows {what}")
+        if sample.problems:
+            (reason, _), *_ = Counter(sample.problems).most_common(1)
+            notes.append(f"{path}: {len(sample.problems)} of {num_sampled} sampled rows cannot be used: {reason}")
+        if sample.num_too_long:
+            notes.append(f"{path}: {sample.num_too_long} of {num_sampled} sampled rows are too long and are dropped")
     lengths = [length for sample in samples.values() for length, _, _ in sample.lengths]
     return DataEstimate(
         num_rows=sum(sample.num_rows for sample in samples.values()),
@@ -118,15 +120,21 @@ def _sample(encoder: Encoder, source: Source, size: int) -> _Sample:
         raise DataError("this source has no rows", where=source.path, do="check the file, or remove it from the recipe")
     row_format = _format(rows, source)
     chosen = [rows[i * len(rows) // size] for i in range(size)] if len(rows) > size else rows
-    contents = []
+    contents, problems = [], []
     for row in chosen:
-        with contextlib.suppress(BadShape):
-            contents += [to_conversation(row.value, row_format)] if isinstance(row, Row) else []
+        try:
+            if isinstance(row, Row):
+                contents.append(to_conversation(row.value, row_format))
+            else:
+                problems.append(row.reason)
+        except BadShape as problem:
+            problems.append(str(problem))
     data = encoder.recipe.data
     lengths: list[tuple[int, int, int]] = []
     num_too_long = 0
     for segments in encoder.encode(contents):
         if isinstance(segments, str):
+            problems.append(segments)
             continue
         length, seen, trained = length_of(segments), num_tokens_of(segments), sum(sum(flags) for _, flags in segments)
         if length > data.max_length and data.overlong != "truncate":
@@ -137,7 +145,7 @@ def _sample(encoder: Encoder, source: Source, size: int) -> _Sample:
     return _Sample(
         row_format=row_format,
         num_rows=len(rows) if len(rows) < _READ_ROWS else _count_rows(source, rows),
-        num_bad=len(chosen) - len(lengths) - num_too_long,
+        problems=tuple(problems),
         lengths=tuple(lengths),
         num_too_long=num_too_long,
         weight=source.weight,
