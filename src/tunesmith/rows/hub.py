@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.errors import DataError, missing_extra
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Source
-from tunesmith.rows.sources import BadRow, Row
+from tunesmith.rows.row import BadRow, Row
 from tunesmith.rows.tables import table_row
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import IO, Any, NoReturn
 
 from tunesmith.errors import DataError
-from tunesmith.rows.sources import SHOWN_CHARACTERS, BadRow, Row, bad_row
+from tunesmith.rows.row import SHOWN_CHARACTERS, BadRow, Row, bad_row
 
 _WINDOW_BYTES = 1 << 20
 _SAMPLED_LINES = 5

@@ -10,42 +10,20 @@ import glob
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from tunesmith.errors import DataError, nearest
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Source
+from tunesmith.rows.json_files import read_json
+from tunesmith.rows.row import BadRow, Row, bad_row
+from tunesmith.rows.tables import read_csv, read_parquet
 
-SHOWN_CHARACTERS = 500
+__all__ = ["BadRow", "Row", "bad_row", "is_hub_id", "open_file", "read_rows", "resolved_revision", "source_files"]
+
 _GLOB_CHARACTERS = frozenset("*?[")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row as read. `line` is a line of the file, or the position of an element in an array or a table, from 1."""
-
-    file: str
-    line: int
-    value: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """One row that cannot be used, and why; `text` shows its beginning."""
-
-    file: str
-    line: int
-    reason: str
-    text: str
-
-
-def bad_row(file: str, line: int, reason: str, text: str) -> BadRow:
-    """Return the record of a bad row: one line of reason, the first 500 characters, printable as UTF-8."""
-    shown = text[:SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
-    return BadRow(file, line, " ".join(reason.split()), shown)
 
 
 def read_rows(source: Source) -> Iterator[Row | BadRow]:
@@ -144,31 +122,13 @@ def _kind(path: Path) -> Reader | None:
     return _READERS.get(suffixes[-1]) if suffixes else None
 
 
-def _json(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
-    from tunesmith.rows.json_files import read_json
-
-    return read_json(file, name)
-
-
-def _csv(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
-    from tunesmith.rows.tables import read_csv
-
-    return read_csv(file, name)
-
-
-def _parquet(file: IO[bytes], name: str) -> Iterator[Row | BadRow]:
-    from tunesmith.rows.tables import read_parquet
-
-    return read_parquet(file, name)
-
-
 _READERS: dict[str, Reader] = {
-    ".json": _json,
-    ".jsonl": _json,
-    ".ndjson": _json,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".parquet": _parquet,
+    ".json": read_json,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from tunesmith.errors import DataError, missing_extra
-from tunesmith.rows.sources import BadRow, Row, bad_row
+from tunesmith.rows.row import BadRow, Row, bad_row
 
 _BATCH_ROWS = 256
 _LONGEST_FIELD_BYTES = 1 << 30
