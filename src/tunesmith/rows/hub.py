@@ -41,6 +41,12 @@ def commit(dataset: Any) -> str | None:
     return None
 
 
+def content_hash(dataset: Any) -> str | None:
+    """Return the hash under which `datasets` caches a data set; it changes with the files it was made from."""
+    found = getattr(dataset, "_fingerprint", None)
+    return found if isinstance(found, str) else None
+
+
 @lru_cache(maxsize=8)
 def _load(path: str, subset: str | None, split: str, revision: str | None) -> Any:
     try:

@@ -77,10 +77,11 @@ def is_hub_id(source: Source) -> bool:
 
 
 def resolved_revision(source: Source) -> str | None:
-    """Return the commit of a Hub data set that was loaded, or the revision asked for when the Hub gave none."""
+    """Return the commit of a Hub data set that was loaded; where it has none, the library's hash of its content."""
     from tunesmith.rows import hub
 
-    return hub.commit(hub.load(source)) or source.revision
+    dataset = hub.load(source)
+    return hub.commit(dataset) or source.revision or hub.content_hash(dataset)
 
 
 def _read_hub(source: Source) -> Iterator[Row | BadRow]:

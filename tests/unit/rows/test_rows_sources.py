@@ -222,6 +222,8 @@ def test_rows_of_the_datasets_library(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row.value for row in hub.rows(source) if isinstance(row, Row)] == ROWS
     assert [row.line for row in hub.rows(Source(str(directory), split="test"))] == [1]
     assert hub.commit(hub.load(source)) is None  # local files have none
+    fingerprint = hub.content_hash(hub.load(source))
+    assert fingerprint and fingerprint != hub.content_hash(hub.load(Source(str(directory), split="test")))
     with pytest.raises(DataError, match="cannot be loaded"):
         list(hub.rows(Source(str(directory), split="nonsense")))
 
