@@ -89,15 +89,18 @@ class AdaptedLinear(nn.Module):
         if not self.enabled:
             return y
         dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        update = functional.linear(functional.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
+        # Scaled while it is r wide, and added by the product itself: nothing as wide as the output is made twice.
+        inner_r = functional.linear(dropped, self.lora_A.to(x.dtype)) * self.scaling
         if self.magnitude is None:
-            return torch.add(y, update, alpha=self.scaling)
+            return _add_product(y, inner_r, self.lora_B.to(x.dtype))
         bias = getattr(self.inner, "bias", None)
         straight = y if bias is None else y - bias
-        if dropped is not x:
-            straight = functional.linear(dropped, base_weight(self.inner).to(x.dtype))
         factor = (self.magnitude / self._moved_norms()).to(x.dtype)
-        return y + (factor - 1) * straight + factor * (update * self.scaling)
+        if dropped is x:
+            turned = factor * _add_product(straight, inner_r, self.lora_B.to(x.dtype))
+            return turned if bias is None else turned + bias
+        seen = functional.linear(dropped, base_weight(self.inner).to(x.dtype))
+        return y + (factor - 1) * seen + factor * functional.linear(inner_r, self.lora_B.to(x.dtype))
 
     @torch.no_grad()
     def _moved_norms(self) -> Tensor:
@@ -106,6 +109,11 @@ class AdaptedLinear(nn.Module):
         Not kept from one micro-batch to the next: fused optimisers change A and B without counting up their `_version`.
         """
         return row_norms(base_weight(self.inner).float() + delta(self.lora_A, self.lora_B, self.scaling))
+
+
+def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return y + x·weightᵀ."""
+    return torch.addmm(y.flatten(0, -2), x.flatten(0, -2), weight.T).view_as(y)
 
 
 def base_weight(linear: nn.Module) -> Tensor:

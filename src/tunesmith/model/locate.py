@@ -8,7 +8,6 @@ from pathlib import Path
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Model
-from tunesmith.store.run_dir import find_run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -39,6 +38,8 @@ def locate(model: Model, output_dir: str) -> Path:
 
 def _of_run(word: str, output_dir: str) -> Path:
     """Return the merged model of a run: a run directory's name, a recipe's name (its newest run), or `latest`."""
+    from tunesmith.store.run_dir import find_run
+
     try:
         run_dir = find_run(word, output_dir)
     except UsageError as error:

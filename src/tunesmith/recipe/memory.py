@@ -120,14 +120,14 @@ def activation_bytes_per_token(recipe: Recipe, facts: Facts) -> float:
     """Return the memory that one token of a micro-batch takes between forward and backward.
 
     Per layer of a gated-MLP transformer with fused attention autograd keeps about two numbers per output of a linear
-    layer (the output, and what the next operation makes of it), four with DoRA, and two per hidden unit for the norms,
+    layer (the output, and what the next operation makes of it), three with DoRA, and two per hidden unit for the norms,
     in the compute format. `tests/parity/test_train_memory.py` measures it. With checkpointing every layer keeps its
     input only, and one layer at a time is whole.
     """
     width = _compute_bytes(recipe)
     outputs = sum(linear.num_outputs for linear in facts.linears)
     num_layers = max(1, facts.num_layers)
-    per_output = 4 if recipe.train.method.endswith("dora") else 2
+    per_output = 3 if recipe.train.method.endswith("dora") else 2
     # Unknown layers: a gated MLP of 2.7 and attention of 2.5 times the hidden size make about ten outputs per unit.
     outputs_per_layer = outputs / num_layers if outputs else 10 * facts.hidden_size
     per_layer = per_output * outputs_per_layer + 2 * facts.hidden_size
