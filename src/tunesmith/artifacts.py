@@ -55,7 +55,7 @@ class RowCounts:
     read: int = 0
     quarantined: int = 0
     duplicates: int = 0
-    unweighted: int = 0  # left out by a source's `weight` below 1 or by `max_rows`
+    unweighted: int = 0  # left out by a source's `weight` below 1
     overlong_dropped: int = 0
     train: int = 0  # distinct rows kept for training, before `weight` repeats them
     validation: int = 0

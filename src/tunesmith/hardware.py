@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import platform
-import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -130,7 +128,7 @@ def _memory_bytes() -> int:
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
-    name, flags = platform.machine() or "CPU", set[str]()
+    name, flags = os.uname().machine or "CPU", set[str]()
     for line in _read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
@@ -153,6 +151,8 @@ def _gpus() -> list[_Gpu]:
     """Return the NVIDIA devices that this process sees."""
     if not Path("/proc/driver/nvidia/version").exists() and not Path("/dev/nvidiactl").exists():
         return []
+    import subprocess
+
     query = "--query-gpu=index,uuid,name,memory.total,compute_cap"
     try:
         done = subprocess.run(

@@ -69,3 +69,21 @@ def test_first_recipe_loads(tmp_path: Path) -> None:
         assert main(["check", str(path)]) == 0
         assert main(["init", str(path)]) == 2, "nothing is overwritten"
         path.unlink()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load_resolve_and_plan(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned on the quickstart's model and rows: the recipes' own lie on a Hub."""
+    from tunesmith.planning import plan
+
+    monkeypatch.chdir(ROOT)
+    rows = tmp_path / "pairs.jsonl"
+    pair = '{{"prompt": "Say {0}", "chosen": "{0}", "rejected": "no {0}"}}\n'
+    rows.write_text("".join(pair.format(number) for number in range(40)))
+    dpo = load(path).recipe.train.objective == "dpo"
+    settings = ["model.name_or_path=quickstart/base", f"data.train={rows if dpo else 'quickstart/data/train.jsonl'}"]
+    made = plan(load(path, settings).recipe)
+    assert made.num_steps > 0 and made.data.num_tokens > 0 and made.memory.total > 0
+    assert "auto" not in {str(decision.value) for decision in made.decisions}
+    assert made.text().startswith(made.recipe.name)
+    assert made.to_json()["data"]["num_rows"] > 0

@@ -46,7 +46,7 @@ class HubStub:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = handle_any  # noqa: N815
+            do_GET = do_POST = do_PUT = handle_any
 
             def _chunks(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":

@@ -14,7 +14,7 @@ ABILITIES = (
     ("check and plan recipes", ("yaml", "jinja2", "tokenizers"), ""),
     ("train and merge", ("torch", "transformers", "safetensors"), "train"),
     ("train on a 4-bit base (qlora, qdora)", ("bitsandbytes",), "qlora"),
-    ("serve and chat (embedded)", ("torch", "transformers", "fastapi", "uvicorn"), "serve"),
+    ("serve and chat (embedded)", ("torch", "transformers", "uvicorn"), "serve"),
     ("serve with vLLM", ("vllm",), "vllm"),
     ("score text (ROUGE, BLEU)", ("sacrebleu", "rouge_score"), "eval"),
     ("read Parquet and Hub data sets", ("datasets", "pyarrow"), "data"),

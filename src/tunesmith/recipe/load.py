@@ -33,7 +33,7 @@ class Loaded:
         return _where(self.marks, path, self.path)
 
 
-class _CoreLoader(yaml.SafeLoader):
+class _CoreLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML 1.2 core schema for scalars: PyYAML's own 1.1 rules read `1e-5` as text and `no` as false."""
 
 
@@ -50,7 +50,8 @@ for _tag, _pattern, _first in (
 
 def core_resolvers() -> dict[str, Any]:
     """Return the scalar rules by which recipes are read, for the writer to follow."""
-    return _CoreLoader.yaml_implicit_resolvers
+    resolvers: dict[str, Any] = _CoreLoader.yaml_implicit_resolvers
+    return resolvers
 
 
 def load(path: str | Path, settings: list[str] | None = None) -> Loaded:

@@ -55,7 +55,7 @@ class Source:
     weight: PositiveFloat = 1.0
     """How often one epoch sees this source: 2 = every row twice, 0.5 = half of its rows, chosen by hash."""
     max_rows: PositiveInt | None = None
-    """Use at most this many rows, the first ones."""
+    """Read at most this many rows, the first ones; later ones are not even counted."""
     columns: dict[str, str] = field(default_factory=dict)
     """Rename columns before reading: `{question: prompt, answer: completion}`."""
 

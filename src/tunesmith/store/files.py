@@ -24,8 +24,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Like `write_bytes`, in UTF-8."""
-    write_bytes(path, content.encode())
+    """Like `write_bytes`, in UTF-8; what UTF-8 cannot hold (half of a surrogate pair) becomes a question mark."""
+    write_bytes(path, content.encode(errors="replace"))
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tunesmith.recipe.load import load
 from tunesmith.recipe.facts import Facts
+from tunesmith.recipe.load import load
 from tunesmith.recipe.resolve import resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.walk import plain, strings

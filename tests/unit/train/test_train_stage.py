@@ -254,3 +254,14 @@ def test_checkpoint_of_other_settings_is_not_resumed(base: Path, tmp_path: Path)
     stage.run(tiny.recipe_for(base, tmp_path, save_steps=1), run_dir)
     record = stage.run(tiny.recipe_for(base, tmp_path, save_steps=1, learning_rate=5e-3), run_dir)
     assert record.resumed_from_steps == ()
+
+
+def test_a_disk_that_takes_no_checkpoint_does_not_stop_training(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tiny.run_with_rows(tmp_path / "run", num_rows=8)
+    run_dir.checkpoints.parent.mkdir(parents=True)
+    run_dir.checkpoints.write_text("a file stands where the directory should be")
+    record = stage.run(tiny.recipe_for(base, tmp_path), run_dir)
+    assert record.num_steps == 2
+    assert "could not be written, training goes on" in capsys.readouterr().err
