@@ -92,11 +92,12 @@ def _step(job: Job, state: State, meter: Meter) -> dict[str, float]:
     rate = learning_rate(job.train, state.step, job.stream.num_steps)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
-    total, metrics, num_tokens = torch.zeros(()), dict[str, Any](), 0
+    total: Any = 0.0  # stays on the device until the step is over
+    metrics, num_tokens = dict[str, Any](), 0
     for batch in job.collator.micro_batches(rows):
         loss_sum, sums = job.objective(job.split, batch)
         (loss_sum / count).backward()
-        total = total + loss_sum.detach().to(total.device, torch.float64)
+        total = total + loss_sum.detach().double()
         metrics = {name: metrics.get(name, 0.0) + value for name, value in sums.items()}
         num_tokens += batch.num_tokens
     norm = float(clip(job.moved.weights, job.train.max_grad_norm))
