@@ -13,7 +13,7 @@ quickstart: $(VENV)/.run-installed
 	$(BIN)/tunesmith run recipes/quickstart.yaml
 
 test: $(VENV)/.dev-installed
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check src tests scripts benchmarks quickstart

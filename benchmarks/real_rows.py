@@ -42,19 +42,24 @@ def recipes(data: Path, model: Path, out: Path, steps: int) -> list[dict[str, An
             "max_length": 768,
             "overlong": "truncate",
         },
-        "train": {"method": "lora", "lora": {"r": 16}, "max_steps": steps, "learning_rate": 2e-3},
+        "train": {"method": "lora", "lora": {"r": 16}, "max_steps": steps, "learning_rate": 3e-3},
         "publish": {"local": str(out / "models")},
     }
     sft["train"]["global_batch_size"] = 8
     dpo = common | {
         "name": "real-dpo",
-        "data": {"train": f"{data}/dpo/dpo_en_demo.json", "max_length": 1024, "max_cut_rows_fraction": 0.5},
+        "data": {
+            "train": f"{data}/dpo/dpo_en_demo.json",
+            "max_length": 512,
+            "overlong": "truncate",
+            "max_cut_rows_fraction": 0.9,
+        },
         "train": {
             "objective": "dpo",
             "method": "lora",
             "max_steps": steps,
-            "learning_rate": 1e-3,
-            "global_batch_size": 4,
+            "learning_rate": 3e-4,
+            "global_batch_size": 8,
         },
     }
     return [sft, dpo]

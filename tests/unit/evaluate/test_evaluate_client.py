@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -54,11 +55,23 @@ def test_no_question_asks_nothing() -> None:
 
 
 def test_concurrency_is_reached_and_never_exceeded() -> None:
-    with ScriptedChatServer(lambda request, number: Reply(completion("hi"), wait_seconds=0.1)) as server:
-        begun = time.monotonic()
-        asked(server, 12, concurrency=6)
-        took = time.monotonic() - begun
-    assert 0.2 <= took < 0.9  # two waves of six; one at a time would take 1.2 s
+    together, lock = threading.Barrier(6), threading.Lock()
+    in_flight, most = 0, 0
+
+    def script(request: object, number: int) -> Reply:
+        nonlocal in_flight, most
+        with lock:
+            in_flight += 1
+            most = max(most, in_flight)
+        together.wait(timeout=60)  # broken, and the request with it, unless six are here at once
+        with lock:
+            in_flight -= 1
+        return Reply(completion("hi"))
+
+    with ScriptedChatServer(script) as server:
+        answers = asked(server, 12, concurrency=6)
+    assert most == 6 and not together.broken
+    assert len(answers) == 12
 
 
 @pytest.mark.parametrize(
