@@ -43,7 +43,7 @@ class Tally:
     num_rows_with_trained_end: int = 0
     num_rows_with_doubled_start: int = 0
     num_trained_tokens_validation: int = 0
-    length_histogram: Counter[int] = field(default_factory=Counter)  # upper edge, a power of two -> sequences
+    length_histogram: Counter[int] = field(default_factory=Counter)  # upper edge (`length_edge`) -> sequences
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Builder:
         tally.num_sequences += repeats
         tally.num_tokens += repeats * num_tokens_of(segments)
         tally.num_trained_tokens += repeats * trained
-        tally.length_histogram[1 << max(5, (length - 1).bit_length())] += repeats
+        tally.length_histogram[length_edge(length)] += repeats
         tally.num_rows_with_trained_end += _trains_an_end(segments[1:] or segments, set(tokenizer.eos_ids))
         start = segments[0][0][:2]
         tally.num_rows_with_doubled_start += tokenizer.bos_id is not None and start == [tokenizer.bos_id] * 2
@@ -243,6 +243,12 @@ class _BadRows:
         what = f"{self.count:,} of {num_read:,} rows are bad ({self.count / num_read:.1%}, allowed {limit:.1%}): "
         do = "repair the rows, or raise data.max_bad_rows_fraction to train without them"
         raise DataError(what + "; ".join(reasons), where=self._path, do=do)
+
+
+def length_edge(length: int) -> int:
+    """Return the upper edge of a length's bin: four bins to a doubling, none narrower than 8 tokens."""
+    step = max(8, (1 << max(0, (length - 1).bit_length() - 1)) // 4)
+    return -(-length // step) * step
 
 
 def tally_json(tally: Tally) -> dict[str, Any]:

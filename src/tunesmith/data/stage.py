@@ -30,7 +30,7 @@ from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.track.console import say, warn
 
 # Raise it when rows come out differently from the same input: cached tokens of older code are then not used.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 _LEFTOVER_SECONDS = 24 * 3600
 

@@ -13,6 +13,7 @@ import pytest
 from tests.fixtures.families import write_family
 from tunesmith.artifacts import Dataset, RowCounts
 from tunesmith.data import stage
+from tunesmith.data.building import length_edge
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Data, Model, Recipe, Source, Train
 from tunesmith.store.run_dir import RunDir, cache_root
@@ -106,6 +107,7 @@ def test_numbers_of_the_record_are_those_of_the_shards(place: Workplace) -> None
     assert dataset.num_trained_tokens == shards.num_trained.sum()
     assert dataset.longest_tokens == shards.lengths.max()
     assert sum(dataset.length_histogram.values()) == dataset.num_sequences
+    assert [length_edge(length) for length in (1, 9, 64, 65, 200, 256, 257)] == [8, 16, 64, 80, 224, 256, 320]
 
 
 def test_rows_do_not_move_between_splits_when_others_are_added(place: Workplace) -> None:
