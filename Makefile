@@ -38,6 +38,7 @@ $(VENV)/bin/pip:
 $(VENV)/.run-installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(PIP) install -q -c constraints.txt "$(TORCH)"
 	$(PIP) install -q -c constraints.txt -e ".[train,serve,eval,tensorboard]"
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.run-installed

@@ -129,6 +129,7 @@ class Work:
     state: dict[str, Any]
     _stack: contextlib.ExitStack
     _serving: Any = None
+    _serving_since: float = 0.0
 
     def serving(self) -> Serving:
         """Return the servers, which are stopped when the run ends or the last stage that needs them is done."""
@@ -136,12 +137,18 @@ class Work:
             from tunesmith.serve.stage import Servers
 
             self._serving = self._stack.enter_context(Servers(self.recipe, self.run_dir))
+            self._serving_since = time.monotonic()
+            self.note("serve", state="running", started=_now(), error=None)
         serving: Serving = self._serving
         return serving
 
     def stop_serving(self) -> None:
+        """Stop the servers when there are any."""
+        if self._serving is None:
+            return
         self._stack.close()
         self._serving = None
+        self.note("serve", state="done", seconds=round(time.monotonic() - self._serving_since, 3), ended=_now())
 
     def note(self, stage: str, **facts: Any) -> None:
         """Write a stage's state into run.json."""
@@ -171,8 +178,10 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
                 if stage.wanted(recipe):
                     _run_or_skip(stage, work)
                 if stage.name == until:
-                    return run_dir
-            _raise_if_gate_failed(run_dir, recipe)
+                    break
+            work.stop_serving()
+            if _reaches_gate(until):
+                _raise_if_gate_failed(run_dir, recipe)
     return run_dir
 
 
@@ -209,6 +218,11 @@ def _gate_forbids(work: Work) -> bool:
     verdict = work.run_dir.find(Verdict)
     publish = work.recipe.publish
     return verdict is not None and not verdict.passed and publish is not None and not publish.even_if_gate_failed
+
+
+def _reaches_gate(until: str | None) -> bool:
+    names = [stage.name for stage in STAGES]
+    return until is None or names.index(until) >= names.index("gate")
 
 
 def _raise_if_gate_failed(run_dir: RunDir, recipe: Recipe) -> None:

@@ -126,6 +126,7 @@ def test_killed_at_every_stage(tmp_path: Path, arguments: list[str]) -> None:
     stages = state(tmp_path)["stages"]
     assert all(stages[name]["state"] == "done" for name in STAGES)
     assert {name: stages[name] for name in before} == before
+    assert stages["serve"]["state"] == "done" and stages["serve"]["seconds"] > 0
     checkpoint = json.loads(next(tmp_path.glob("outputs/runs/2*/train/artifact.json")).read_text())
     assert checkpoint["num_steps"] == 14 and checkpoint["resumed_from_steps"], "training went on from its checkpoint"
     lines = next(tmp_path.glob("outputs/runs/2*/metrics.jsonl")).read_text().splitlines()
