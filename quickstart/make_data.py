@@ -4,7 +4,7 @@
     python quickstart/make_data.py --check    exits 1 unless the committed files are what this script makes
 
 Guaranteed, and asserted before anything is written: no argument value of a held-out row occurs in a training row, and
-a third of the held-out rows need a tool whose name and parameter names occur in no training row.
+a third of the held-out rows need a tool whose name occurs in no training row.
 """
 
 import argparse
@@ -15,15 +15,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from catalog import UNSEEN, Tool, combined_tool
+from catalog import Tool, combined_tool, is_kept_for_held_out, names_kept_for_held_out
 from invented import HELD_OUT, TRAINING, decimal, integer, word
 
 DATA = Path(__file__).parent / "data"
 SEED = 2024
-NUM_TRAINING_ROWS = 1160
+NUM_TRAINING_ROWS = 1600
 NUM_HELD_OUT_ROWS = 210
-PLAIN_TEXT_FRACTION = 0.1
-NO_TOOL_ANSWER = "None of my tools can do that."
 
 _OPENINGS = (
     "Please {}",
@@ -42,8 +40,6 @@ _TEXT_SLOTS = (
     "for {p} {v}",
     "the {p} is {v}",
     "{p}: {v}",
-    "use {v} as the {p}",
-    "with {v} as {p}",
 )
 _NUMBER_SLOTS = (
     "{v} {p}",
@@ -52,7 +48,6 @@ _NUMBER_SLOTS = (
     "{p} {v}",
     "the {p} is {v}",
     "{p}: {v}",
-    "use {v} as the {p}",
 )
 _JOINTS = (", ", " and ", ", and ")
 
@@ -84,20 +79,13 @@ def shuffled(random: Random, tools: list[Tool]) -> list[Tool]:
     return random.sample(tools, len(tools))
 
 
-def make_row(random: Random, tool: Tool, others: list[Tool], world: str) -> Row:
-    """Return one row: a request for `tool`, two or three tools on offer, and the right answer.
-
-    In `PLAIN_TEXT_FRACTION` of the rows `tool` is not on offer, and the right answer is a sentence.
-    """
+def make_row(random: Random, tool: Tool, *others: Tool, world: str) -> Row:
+    """Return one row: a request for `tool`, two or three tools on offer, and the right call."""
     arguments = {parameter: draw_value(random, kind, world) for parameter, kind in tool.parameters}
     strangers = [other for other in others if other.name != tool.name]
-    if random.random() < PLAIN_TEXT_FRACTION:
-        offered = random.sample(strangers, random.choice((2, 3)))
-        answer: Row = {"role": "assistant", "content": NO_TOOL_ANSWER}
-    else:
-        offered = shuffled(random, [tool, *random.sample(strangers, random.choice((1, 2)))])
-        call = {"type": "function", "function": {"name": tool.name, "arguments": arguments}}
-        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    offered = shuffled(random, [tool, *random.sample(strangers, random.choice((1, 2)))])
+    call = {"type": "function", "function": {"name": tool.name, "arguments": arguments}}
+    answer: Row = {"role": "assistant", "content": "", "tool_calls": [call]}
     messages = [{"role": "user", "content": ask(random, tool, arguments)}, answer]
     return {"messages": messages, "tools": [other.declaration() for other in offered]}
 
@@ -106,14 +94,13 @@ def make_rows() -> tuple[list[Row], list[Row]]:
     """Return the training rows and the held-out rows; the same ones on every machine."""
     random = Random(SEED)
     training = [
-        make_row(random, combined_tool(random), [combined_tool(random) for _ in range(3)], TRAINING)
+        make_row(random, *(combined_tool(random, unseen=False) for _ in range(4)), world=TRAINING)
         for _ in range(NUM_TRAINING_ROWS)
     ]
-    held_out = []
-    for index in range(NUM_HELD_OUT_ROWS):
-        tool = combined_tool(random) if index % 3 else UNSEEN[index // 3 % len(UNSEEN)]
-        others = [*random.sample(UNSEEN, 2), combined_tool(random), combined_tool(random)]
-        held_out.append(make_row(random, tool, others, HELD_OUT))
+    held_out = [
+        make_row(random, *(combined_tool(random, unseen=index % 3 == 0) for _ in range(4)), world=HELD_OUT)
+        for index in range(NUM_HELD_OUT_ROWS)
+    ]
     return training, held_out
 
 
@@ -129,19 +116,13 @@ def values_of(rows: list[Row]) -> set[str]:
     return {part for call in calls for value in call["arguments"].values() for part in str(value).lower().split()}
 
 
-def unseen_identifiers() -> set[str]:
-    """Return the names and parameter names that must occur in held-out rows only."""
-    return {tool.name for tool in UNSEEN} | {parameter for tool in UNSEEN for parameter, _ in tool.parameters}
-
-
 def assert_separate(training: list[Row], held_out: list[Row]) -> None:
     """Assert what the module docstring guarantees."""
     seen_words = words_of(json.dumps(training))
     assert not values_of(held_out) & seen_words, "a held-out value occurs in a training row"
-    assert not unseen_identifiers() & seen_words, "a held-out tool or parameter occurs in a training row"
-    unseen_names = {tool.name for tool in UNSEEN}
-    called = [call["function"]["name"] for row in held_out for call in row["messages"][-1].get("tool_calls", [])]
-    assert 0.3 <= sum(tool in unseen_names for tool in called) / len(called) <= 0.4
+    assert not names_kept_for_held_out() & seen_words, "a tool kept for held-out rows occurs in a training row"
+    called = [row["messages"][-1]["tool_calls"][0]["function"]["name"] for row in held_out]
+    assert 0.3 <= sum(map(is_kept_for_held_out, called)) / len(called) <= 0.4
 
 
 def main() -> int:

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from catalog import UNSEEN
 from invented import PRETRAINING, decimal, integer, name, word, world_of
-
-RESERVED = {name for tool in UNSEEN for name in (tool.name, *dict(tool.parameters))}
 
 _ENGLISH = """
 able account add address age air album amount animal answer apple area arm art ask baby back bag ball band base beach
@@ -71,6 +68,7 @@ _TEXT_SLOTS = (
     "use {v} as the {p}",
     "take {v} as {p}",
 )
+_NUM_SLOTS_VALUE_FIRST = 2  # the last ones
 _NUMBER_SLOTS = ("{v} {p}", "with {v} {p}", "for {v} {p}", *_TEXT_SLOTS)
 _JOINTS = (", ", " and ", ", and ", "; ")
 _DESCRIPTIONS = (
@@ -114,11 +112,14 @@ class Lesson:
     tool_turn_weights: tuple[float, ...]
     no_tool_fraction: float
     tool_conversation_fraction: float
+    num_parameters: tuple[int, ...] = (1, 2, 2, 2, 3)
+    value_comes_last: bool = False  # "station Juspen", never "Juspen as station" (numbers may come first)
 
 
 FIRST_LESSON = Lesson(0.5, 0.0, range(1, 5), (8, 4, 2, 1, 1, 0.4), 0.1, 0.75)
 SECOND_LESSON = Lesson(0.15, 0.45, range(3, 7), (10, 4, 2, 1, 0.5, 0.3), 0.15, 0.8)
-LAST_LESSON = Lesson(0.25, 0.45, range(3, 7), (12, 3, 1, 0.5, 0.3, 0.2), 0.12, 0.9)
+THIRD_LESSON = Lesson(0.25, 0.45, range(3, 7), (12, 3, 1, 0.5, 0.3, 0.2), 0.12, 0.9)
+LAST_LESSON = Lesson(0.65, 0.25, range(5, 9), (6, 6, 0.5, 0.1, 0.1, 0.1), 0.1, 0.95, (1, 1, 2, 2), True)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class _Action:
 def _spliced_word(random: Random) -> str:
     while True:
         letters = random.choice(ENGLISH)[: random.randrange(1, 5)] + random.choice(ENGLISH)[-random.randrange(2, 6) :]
-        if 4 <= len(letters) <= 10 and world_of(letters) == PRETRAINING and letters not in RESERVED:
+        if 4 <= len(letters) <= 10 and world_of(letters) == PRETRAINING:
             return letters
 
 
@@ -182,10 +183,13 @@ def _facts(random: Random, lesson: Lesson, num_facts: int) -> dict[str, Any]:
     return {_content_word(random, lesson): _value(random, _kind(random)) for _ in range(num_facts)}
 
 
-def _mention(random: Random, facts: dict[str, Any], shuffle: bool) -> str:
+def _mention(random: Random, lesson: Lesson, facts: dict[str, Any], shuffle: bool) -> str:
     keys = random.sample(list(facts), len(facts)) if shuffle else list(facts)
+    last = -_NUM_SLOTS_VALUE_FIRST if lesson.value_comes_last else None
     phrases = (
-        random.choice(_TEXT_SLOTS if isinstance(facts[key], str) else _NUMBER_SLOTS).format(p=key, v=facts[key])
+        random.choice((_TEXT_SLOTS if isinstance(facts[key], str) else _NUMBER_SLOTS)[:last]).format(
+            p=key, v=facts[key]
+        )
         for key in keys
     )
     return random.choice(_JOINTS).join(phrases)
@@ -211,7 +215,7 @@ def repeat_turn(random: Random, lesson: Lesson) -> tuple[str, str]:
 def fact_turns(random: Random, lesson: Lesson) -> list[tuple[str, str]]:
     """Return facts followed by questions about them: as JSON, one by one, in words."""
     facts = _facts(random, lesson, random.randrange(1, 5))
-    mention = _mention(random, facts, shuffle=False)
+    mention = _mention(random, lesson, facts, shuffle=False)
     turns = [random.choice(((f"Write as JSON: {mention}", json.dumps(facts)), (f"List: {mention}", _say(facts))))]
     for key in random.sample(list(facts), min(len(facts), 2)):
         turns.append((f"Which {key}?", str(facts[key])))
@@ -224,7 +228,7 @@ def fact_turns(random: Random, lesson: Lesson) -> list[tuple[str, str]]:
 def _action(random: Random, lesson: Lesson, verb: str, noun: str) -> _Action:
     other = _content_word(random, lesson)
     pattern = random.choice(_DESCRIPTIONS)
-    kinds = {_content_word(random, lesson): _kind(random) for _ in range(random.choice((1, 2, 2, 2, 3)))}
+    kinds = {_content_word(random, lesson): _kind(random) for _ in range(random.choice(lesson.num_parameters))}
     properties = {key: {"type": kind} for key, kind in kinds.items()}
     function = {
         "name": f"{verb}_{noun}",
@@ -235,16 +239,16 @@ def _action(random: Random, lesson: Lesson, verb: str, noun: str) -> _Action:
     return _Action({"type": "function", "function": function}, request, kinds)
 
 
-def _ask(random: Random, action: _Action, arguments: dict[str, Any]) -> str:
+def _ask(random: Random, lesson: Lesson, action: _Action, arguments: dict[str, Any]) -> str:
     opening = random.choice(_OPENINGS).format(action.request)
     joint = random.choice((", ", ": ", " "))
-    return opening + joint + _mention(random, arguments, shuffle=True) + random.choice((".", "", "?"))
+    return opening + joint + _mention(random, lesson, arguments, shuffle=True) + random.choice((".", "", "?"))
 
 
 def _tool_turn(random: Random, lesson: Lesson, action: _Action, offered: bool) -> tuple[str, str]:
     function = action.declaration["function"]
     arguments = {key: _value(random, kind) for key, kind in action.kinds.items()}
-    request = _ask(random, action, arguments)
+    request = _ask(random, lesson, action, arguments)
     if not offered:
         return request, _NO_TOOL_ANSWER
     properties = function["parameters"]["properties"]
