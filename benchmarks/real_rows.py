@@ -94,7 +94,6 @@ def report(answer: dict[str, Any]) -> bool:
     print(f"  rows read {counts['read']:,} = " + " + ".join(f"{counts[fate]:,} {fate}" for fate in fates))
     sequences = answer["records"]["dataset"]["num_sequences"]
     print(f"  of those kept, {counts['truncated']:,} truncated; {sequences:,} sequences an epoch")
-
     print(f"  loss, mean of the first and last fifth: {first:.4f} → {last:.4f}")
     return counts["read"] == accounted and last < first
 

@@ -3,8 +3,8 @@
     python quickstart/make_base.py --out DIR [--steps N]
 
 It trains a byte-level tokenizer and then pre-trains the model on the endless conversations of `pretraining_text.py`:
-24.9 M tokens, 75 to 90 minutes on two CPU cores. A conversation that holds a value of the data files, the name of a tool
-kept for held-out rows, or the word `tool_call`, is left out.
+24.9 M tokens, 75 to 90 minutes on two CPU cores. A conversation that holds a value of the data files, the name of a
+tool kept for held-out rows, or the word `tool_call`, is left out.
 Deterministic for one machine and thread count; other machines may round differently.
 """
 
