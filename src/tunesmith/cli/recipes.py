@@ -60,6 +60,9 @@ def add_arguments_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> int:
+    import gc
+
+    gc.disable()  # a tenth of a process this short would go into looking for garbage that its end removes
     from tunesmith.planning import plan
     from tunesmith.recipe.load import load
 

@@ -20,8 +20,8 @@ from tunesmith.rows.sources import BadRow, Row, is_hub_id, open_file, read_rows,
 from tunesmith.tokens.templates import template_for
 from tunesmith.tokens.tokenizer import load_tokenizer
 
-_SAMPLED_ROWS = 32
-_READ_ROWS = 160  # of each source; the sample is spread over them
+_SAMPLED_ROWS = 24
+_READ_ROWS = 96  # of each source; the sample is spread over them
 _COUNTED_BYTES = 64 << 20  # larger files are counted by their size
 
 
