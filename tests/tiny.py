@@ -113,7 +113,9 @@ def write_rows(path: Path, *, num_rows: int, segments: int = 1, seed: int = 1, l
     return {"num_sequences": num_rows, "num_tokens": num_tokens, "num_trained_tokens": num_trained}
 
 
-def recipe_for(base: Path, output_dir: Path, *, seed: int = 7, dtype: str = "float32", **train: Any) -> schema.Recipe:
+def recipe_for(
+    base: Path, output_dir: Path, *, seed: int = 7, dtype: str = "float32", packing: bool = True, **train: Any
+) -> schema.Recipe:
     """Return a resolved recipe."""
     settings = {
         "num_train_epochs": 1.0,
@@ -121,13 +123,16 @@ def recipe_for(base: Path, output_dir: Path, *, seed: int = 7, dtype: str = "flo
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
         "gradient_checkpointing": False,
+        "num_processes": 1,
+        "parallelism": "ddp",
+        "torch_compile": False,
     } | train
     if isinstance(settings.get("lora"), dict):
         settings["lora"] = schema.Lora(**settings["lora"])
     return schema.Recipe(
         name="tiny",
-        model=schema.Model(str(base), dtype=dtype, attn_implementation="sdpa"),  # type: ignore[arg-type]
-        data=schema.Data(train=(schema.Source("rows.jsonl"),), packing=False, num_workers=1),
+        model=schema.Model(str(base), dtype=dtype, attn_implementation="varlen"),  # type: ignore[arg-type]
+        data=schema.Data(train=(schema.Source("rows.jsonl"),), packing=packing, max_length=80, num_workers=1),
         seed=seed,
         output_dir=str(output_dir),
         train=schema.Train(**settings),

@@ -107,6 +107,8 @@ class Checkpoint(Artifact):
     peak_memory_bytes: int
     seconds: float
     resumed_from_steps: tuple[int, ...] = ()
+    num_ranks: int = 1
+    events: tuple[dict[str, Any], ...] = ()  # steps left out, rollbacks, smaller micro-batches: step, event, reason
 
 
 @dataclass(frozen=True)

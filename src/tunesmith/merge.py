@@ -1,5 +1,7 @@
 """Fold the adapter into the base weights: plan from names alone, stream tensor by tensor, then prove it.
 
+Modules that were trained whole take the place of the base's.
+
 An adapter that was trained on a 4-bit base is folded onto what was left of the weights after NF4, not onto the original
 ones: that is the model whose loss went down. `train/final/quantised.json` names the layers.
 """
@@ -109,7 +111,7 @@ def _config(source: Path, merged: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Operation:
-    """What happens to one tensor of the base: cast, and folded when `layer` names its adapter."""
+    """What happens to one tensor: read from `info`'s file, folded when `layer` names its adapter, and cast."""
 
     planned: Planned
     info: TensorInfo
@@ -117,39 +119,59 @@ class Operation:
     quantised: bool = False
 
 
-def plan(tensors: dict[str, TensorInfo], layers: list[str], quantised: list[str], dtype: str) -> dict[str, Operation]:
-    """Return the operation for every tensor, from names alone.
+def plan(
+    tensors: dict[str, TensorInfo], adapter: Adapter | None, quantised: list[str], dtype: str
+) -> dict[str, Operation]:
+    """Return the operation for every tensor of the base, from names and shapes alone.
 
     Args:
-        layers: modules with an adapter.
         quantised: modules that were in NF4 during training.
         dtype: `model` keeps each tensor's own.
 
     Raises:
-        MergeError: a layer has no weight in the base.
+        MergeError: the adapter has a tensor for which the base has none.
     """
     from tunesmith.model.weights import FLOATS, Planned
 
-    adapted = {_weight_of(layer, tensors): layer for layer in layers}
+    adapted = {_weight_of(layer, tensors): layer for layer in adapter.layers} if adapter else {}
     four_bit = {_weight_of(layer, tensors) for layer in quantised}
+    whole = _whole(tensors, adapter) if adapter else {}
     operations = {}
     for name, info in tensors.items():
         kept = dtype == "model" or info.dtype not in FLOATS
         planned = Planned(name, info.dtype if kept else _SHORT_NAMES[dtype], info.shape)
-        operations[name] = Operation(planned, info, adapted.get(name), name in four_bit)
+        operations[name] = Operation(planned, whole.get(name, info), adapted.get(name), name in four_bit)
     return operations
 
 
 def _weight_of(layer: str, tensors: dict[str, TensorInfo]) -> str:
-    """Return the tensor of a module. Files of some families leave out, or add, the first part of the module's name."""
-    name = f"{layer}.weight"
+    found = _tensor_of(f"{layer}.weight", tensors)
+    if found is None:
+        do = "is this the base model that the adapter was trained on? Tied and fused layers cannot be folded"
+        raise MergeError(f"the base model has no weight for the adapted layer {layer!r}", do=do)
+    return found
+
+
+def _tensor_of(name: str, tensors: dict[str, TensorInfo]) -> str | None:
+    """Return what a file calls a tensor. Files of some families leave out, or add, the first part of a name."""
     if name in tensors:
         return name
     endings = [other for other in tensors if other.endswith(f".{name}") or name.endswith(f".{other}")]
-    if len(endings) == 1:
-        return endings[0]
-    do = "is this the base model that the adapter was trained on? Tied and fused layers cannot be folded"
-    raise MergeError(f"the base model has no weight for the adapted layer {layer!r}", do=do)
+    return endings[0] if len(endings) == 1 else None
+
+
+def _whole(tensors: dict[str, TensorInfo], adapter: Adapter) -> dict[str, TensorInfo]:
+    """Return where the tensors of modules that were trained whole lie, by the name that the base has for them."""
+    found = {}
+    for name, info in adapter.whole.items():
+        own = _tensor_of(name, tensors)
+        if own is None and adapter.keeps_ties:
+            continue  # of tied modules the base's files hold one, the adapter's both
+        if own is None or tensors[own].shape != info.shape:
+            do = "is this the base model that the adapter was trained on?"
+            raise MergeError(f"the base model has no tensor {name!r} of the shape {info.shape}", do=do)
+        found[own] = info
+    return found
 
 
 def _write_weights(
@@ -163,11 +185,11 @@ def _write_weights(
         dtype = _full_dtype(recipe, base, source)
         if {info.dtype for info in source.values()} <= {_SHORT_NAMES[dtype]}:
             return _link(trained, directory)
-        adapter, operations, cast = None, plan(source, [], [], dtype), "float32"
+        adapter, operations, cast = None, plan(source, None, [], dtype), "float32"
     else:
         adapter = load_adapter(trained)
         quantised, cast = quantised_layers(trained)
-        operations = plan(read_headers(base), sorted(adapter.layers), quantised, recipe.merge.dtype)
+        operations = plan(read_headers(base), adapter, quantised, recipe.merge.dtype)
     shards = plan_shards((o.planned for o in operations.values()), int(recipe.merge.max_shard_gib * 2**30))
     with Progress("merge", len(operations), "tensors") as progress:
 
@@ -220,7 +242,8 @@ def apply(operation: Operation, adapter: Adapter | None, quantised_from: str) ->
         if outer.shape != (parts.B.shape[0], parts.A.shape[1]):
             what = f"{operation.layer!r} is {tuple(outer.shape)} in the base and "
             raise MergeError(f"{what}{(parts.B.shape[0], parts.A.shape[1])} in the adapter")
-        folded = fold(outer, parts.A, parts.B, adapter.settings.scaling, parts.magnitude)
+        scaling = adapter.settings.at(operation.layer).scaling
+        folded = fold(outer, parts.A, parts.B, scaling, parts.magnitude)
         weight = folded.T if adapter.fan_in_fan_out else folded
     return weight.to(TORCH_DTYPES[operation.planned.dtype])
 
@@ -313,8 +336,7 @@ def _logits(
     """Load a model (with an adapter over it), compute the logits of each prompt, and let go of it."""
     import torch
 
-    from tunesmith.model.adapter_files import fill
-    from tunesmith.model.adapters import attach_to
+    from tunesmith.model.adapter_files import put_on
     from tunesmith.model.load import DTYPES, load_model, pick_device
     from tunesmith.model.nf4 import round_trip
 
@@ -324,7 +346,7 @@ def _logits(
         weight = model.get_submodule(name).weight
         weight.data = round_trip(weight.data.to(DTYPES[quantised[1]])).to(weight.dtype)
     if adapter is not None:
-        fill(attach_to(model, adapter.settings, sorted(adapter.layers), seed=0), adapter)
+        put_on(model, adapter)
     model.eval()
     with torch.no_grad():
         found = [

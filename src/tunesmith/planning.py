@@ -121,6 +121,7 @@ def _facts(model: ModelFacts, hardware: Hardware) -> Facts:
         max_position_embeddings=model.max_position_embeddings,
         checkpoint_dtype=model.dtype,
         linears=model.linears,
+        others=model.others,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ pytest.importorskip("transformers")
 
 from tests import tiny  # noqa: E402
 from tunesmith.model.adapters import AdapterSettings, adapters_off, attach  # noqa: E402
-from tunesmith.model.head import keeps_packed_rows_apart, split  # noqa: E402
+from tunesmith.model.head import keeps_packed_rows_apart, split, use_spans  # noqa: E402
 from tunesmith.model.load import load_model  # noqa: E402
 from tunesmith.recipe.schema import Dpo, Model  # noqa: E402
 from tunesmith.tokens.shards import Shards  # noqa: E402
 from tunesmith.train import objective as objectives  # noqa: E402
-from tunesmith.train.batches import Collator  # noqa: E402
+from tunesmith.train import token_losses  # noqa: E402
+from tunesmith.train.batches import Collator, Layout  # noqa: E402
 from tunesmith.train.optim import Moved  # noqa: E402
+from tunesmith.train.token_losses import TokenLosses  # noqa: E402
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "granite", "gpt2")
@@ -59,17 +62,18 @@ def model_for(base: Path, method: str) -> tuple[Any, Moved]:
 
 
 def gradients(
-    model: Any, moved: Moved, objective: Any, shards: Shards, *, size: int, packing: bool = False
+    model: Any, moved: Moved, objective: Any, shards: Shards, *, size: int, layout: Layout = "padded"
 ) -> tuple[float, dict[str, Any]]:
     """Return the mean loss of all rows and the gradients of one step."""
     for weight in moved.weights.values():
         weight.grad = None
-    collator = Collator(shards, micro_batch_size=size, packing=packing, device=CPU)
+    collator = Collator(shards, layout, max_tokens=size * 40 * shards.num_segments, device=CPU)
     all_rows = np.arange(len(shards))
     count = collator.num_targets(all_rows) if shards.num_segments == 1 else len(all_rows)
-    parts, total = split(model), 0.0
+    losses, total = TokenLosses(split(model)), 0.0
+    assert layout != "spans" or use_spans(losses.split)
     for batch in collator.micro_batches(all_rows):
-        loss_sum, _ = objective(parts, batch)
+        loss_sum, _ = objective(losses, batch)
         (loss_sum / count).backward()
         total += float(loss_sum.detach())
     return total / count, {
@@ -111,13 +115,16 @@ def test_sft_equals_transformers_own_loss(bases: dict[str, Path], rows: Shards, 
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize(("size", "packing"), [(1, False), (3, False), (5, True), (12, True)])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    ("size", "layout"), [(1, "padded"), (3, "padded"), (5, "positions"), (1, "spans"), (4, "spans"), (12, "spans")]
+)
 def test_result_does_not_depend_on_the_micro_batch(
-    bases: dict[str, Path], rows: Shards, method: str, size: int, packing: bool
+    bases: dict[str, Path], rows: Shards, method: str, size: int, layout: Layout, family: str
 ) -> None:
-    model, moved = model_for(bases["llama"], method)
+    model, moved = model_for(bases[family], method)
     loss, expected = gradients(model, moved, objectives.sft, rows, size=12)
-    other_loss, found = gradients(model, moved, objectives.sft, rows, size=size, packing=packing)
+    other_loss, found = gradients(model, moved, objectives.sft, rows, size=size, layout=layout)
     assert abs(loss - other_loss) < 1e-5
     assert_close(found, expected)
 
@@ -129,7 +136,7 @@ def test_chunks_of_the_head_change_nothing(
         model, moved = model_for(bases["qwen2"], method)
         _, expected = gradients(model, moved, objectives.sft, rows, size=12)
         with monkeypatch.context() as patched:
-            patched.setattr(objectives, "LOGITS_CHUNK_BYTES", 4 * tiny.VOCAB_SIZE * 17)
+            patched.setattr(token_losses, "LOGITS_CHUNK_BYTES", 4 * tiny.VOCAB_SIZE * 17)
             _, found = gradients(model, moved, objectives.sft, rows, size=12)
         assert_close(found, expected)
 
@@ -151,19 +158,32 @@ def plain_log_probability(model: Any, shards: Shards, row: int, side: int) -> An
     return logprobs_T[len(prompt) - 1 :].sum()
 
 
-@pytest.mark.parametrize("size", [2, 7])
+@pytest.mark.parametrize(
+    ("size", "layout"), [(2, "padded"), (7, "padded"), (1, "spans"), (3, "spans"), (7, "positions")]
+)
+@pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(
     "settings",
     [Dpo(beta=0.3), Dpo(beta=0.3, label_smoothing=0.2), Dpo(beta=0.2, loss_type="ipo"), Dpo(loss_type="hinge")],
     ids=["sigmoid", "smoothed", "ipo", "hinge"],
 )
-def test_dpo_equals_the_plain_formula(bases: dict[str, Path], pairs: Shards, settings: Dpo, size: int) -> None:
-    model, moved = model_for(bases["llama"], "lora")
+def test_dpo_equals_the_plain_formula(
+    bases: dict[str, Path], pairs: Shards, settings: Dpo, size: int, layout: Layout, method: str
+) -> None:
+    """The plain formula takes one sequence at a time; `spans` computes each pair's prompt once."""
+    model, moved = model_for(bases["llama"], method)
     with torch.no_grad(), adapters_off(model):
         reference = torch.stack(
             [torch.stack([plain_log_probability(model, pairs, row, side) for side in (1, 2)]) for row in range(7)]
         )
-    loss, found = gradients(model, moved, objectives.DpoObjective(settings, reference), pairs, size=size)
+    if method == "full":
+        reference = reference + 0.5 * torch.arange(14).view(7, 2).sin()  # a policy that is not its own reference
+
+    def known(losses: Any, batch: Any) -> Any:
+        return reference[torch.from_numpy(batch.rows)]
+
+    loss, found = gradients(model, moved, objectives.DpoObjective(settings, known), pairs, size=size, layout=layout)
+    model.set_attn_implementation("sdpa")
     for weight in moved.weights.values():
         weight.grad = None
     total = torch.zeros(())
@@ -213,12 +233,12 @@ def test_packing_is_refused_where_rows_mix(bases: dict[str, Path]) -> None:
     parts = split(model)
     assert keeps_packed_rows_apart(parts)
 
-    def mixing(ids_BT: Any, positions_BT: Any) -> Any:
+    def mixing(ids_BT: Any, positions_BT: Any, spans: Any) -> Any:
         return model.get_decoder()(
             input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), position_ids=positions_BT, use_cache=False
         ).last_hidden_state
 
-    assert not keeps_packed_rows_apart(type(parts)(model, mixing, parts.logits, False, parts.vocab_size))
+    assert not keeps_packed_rows_apart(dataclasses.replace(parts, hidden=mixing))
 
 
 def test_sixteen_bit_weights_gather_gradients_in_float32(bases: dict[str, Path], rows: Shards) -> None:

@@ -1,13 +1,15 @@
 """Adapters on disk in PEFT's format, so that PEFT, vLLM and everything that speaks it can load them.
 
-https://github.com/huggingface/peft/blob/v0.18.0/src/peft/utils/save_and_load.py: `adapter_config.json` and
-`adapter_model.safetensors` with `base_model.model.LAYER.lora_A.weight`, `….lora_B.weight`, `….lora_magnitude_vector`.
+https://github.com/huggingface/peft/blob/v0.21.0/src/peft/utils/save_and_load.py: `adapter_config.json` and
+`adapter_model.safetensors` with `base_model.model.LAYER.lora_A.weight`, `….lora_B.weight`, `….lora_magnitude_vector`,
+and modules trained whole under their own names (`base_model.model.lm_head.weight`).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,38 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.model.adapters import PREFIX, AdaptedLinear, AdapterSettings, is_transposed
+from tunesmith.model.adapters import (
+    PREFIX,
+    AdaptedLinear,
+    AdapterSettings,
+    adapters_of,
+    attach_to,
+    is_transposed,
+)
+from tunesmith.model.chosen import tied_modules, whole_modules
+from tunesmith.model.headers import TensorInfo, read_header
+from tunesmith.model.weights import read_tensor
+from tunesmith.recipe.targets import is_target, is_whole
 from tunesmith.store import files
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def adapter_parameters(adapted: dict[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
-    """Return the adapter's numbers under PEFT's names."""
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what an adapter trains under PEFT's names: its own numbers, and what else of the model has gradients.
+
+    A matrix that two modules share is in it once, under the first one's name.
+    """
+    parameters = _lora_parameters(adapters_of(model))
+    own = {id(parameter) for parameter in parameters.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in own:
+            parameters[f"{PREFIX}{name}"] = parameter
+    return parameters
+
+
+def _lora_parameters(adapted: dict[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
     parameters: dict[str, nn.Parameter] = {}
     for name, layer in adapted.items():
         parameters[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A
@@ -33,41 +58,78 @@ def adapter_parameters(adapted: dict[str, AdaptedLinear]) -> dict[str, nn.Parame
     return parameters
 
 
+# ── Write ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def save_adapter(
-    directory: Path, adapted: dict[str, AdaptedLinear], settings: AdapterSettings, base_model: str
+    directory: Path, model: Any, settings: AdapterSettings, base_model: str, given: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write an adapter into an existing directory."""
+    """Write a model's adapter into an existing directory. Modules trained whole keep the model's number format.
+
+    Args:
+        given: whole tensors by the names of `adapter_parameters`, of a model that holds only its share of them.
+    """
     from safetensors.torch import save_file
 
-    parameters = adapter_parameters(adapted)
-    tensors = {name: parameter.detach().to("cpu").contiguous() for name, parameter in parameters.items()}
-    save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
-    files.write_json(directory / CONFIG, _config(adapted, settings, base_model))
+    # What lies inside an adapted layer may have a name that ends like that of a whole module, and does not move.
+    whole = {
+        name: module
+        for name, module in whole_modules(model, settings.modules_to_save).items()
+        if any(parameter.requires_grad for parameter in module.parameters())
+    }
+    tensors: dict[str, Tensor] = dict(_lora_parameters(adapters_of(model)))
+    for name, module in whole.items():
+        # A copy of its own for each name: of tied modules PEFT wants both, and a file cannot hold one matrix twice.
+        tensors |= {f"{PREFIX}{name}.{key}": value.detach().clone() for key, value in module.state_dict().items()}
+    tensors |= {name: tensor for name, tensor in (given or {}).items() if name in tensors}
+    on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, str(directory / WEIGHTS), metadata={"format": "pt"})
+    files.write_json(directory / CONFIG, _config(model, list(whole), settings, base_model))
 
 
-def _config(adapted: dict[str, AdaptedLinear], settings: AdapterSettings, base_model: str) -> dict[str, Any]:
-    targets = settings.target_modules
-    if targets == "all-linear":
-        # Names, not the word: what else is linear in a later version of the model must not be looked for.
-        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in adapted}))
+def _config(model: Any, whole: list[str], settings: AdapterSettings, base_model: str) -> dict[str, Any]:
+    adapted = adapters_of(model)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": settings.r,
-        "lora_alpha": int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha,
+        "lora_alpha": _number(settings.alpha),
         "lora_dropout": settings.dropout,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "target_modules": _target_names(model, list(adapted), whole),
         "use_dora": settings.use_dora,
-        "use_rslora": False,
+        "use_rslora": settings.use_rslora,
         "bias": "none",
         "fan_in_fan_out": any(is_transposed(layer.inner) for layer in adapted.values()),
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "modules_to_save": whole or None,
+        "ensure_weight_tying": any(name in whole for name in tied_modules(model)),
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": {key: _number(alpha) for key, alpha in settings.alpha_pattern.items()},
     }
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def _target_names(model: Any, adapted: list[str], whole: list[str]) -> list[str]:
+    """Return names that mean the adapted layers and nothing else, to any version of PEFT and of the model.
+
+    The ends of names where they are enough; `all-linear` and expressions would be looked up anew, in all modules.
+    """
+    endings = tuple(sorted({name.rsplit(".", 1)[-1] for name in adapted}))
+    inside = tuple(f"{name}." for name in adapted)
+    meant = [
+        name
+        for name, _ in model.named_modules()
+        if is_target(name, endings) and not name.startswith(inside) and not is_whole(name, tuple(whole))
+    ]
+    return list(endings) if set(meant) == set(adapted) else sorted(adapted)
+
+
+# ── Read ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -81,27 +143,31 @@ class LayerAdapter:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as read from disk: `layers` by the base model's module name."""
+    """An adapter as read from disk.
+
+    Attributes:
+        layers: by the base model's module name.
+        whole: where the tensors of modules that were trained whole lie, by the base model's tensor name.
+        keeps_ties: an embedding in `whole` is the output head, too, where they were one matrix in the base.
+    """
 
     settings: AdapterSettings
     layers: dict[str, LayerAdapter]
     fan_in_fan_out: bool
     base_model: str
+    whole: dict[str, TensorInfo] = field(default_factory=dict)
+    keeps_ties: bool = False
 
 
 def load_adapter(directory: Path) -> Adapter:
-    """Read an adapter in PEFT's format.
+    """Read an adapter in PEFT's format. Modules trained whole stay on the disk.
 
     Raises:
-        ModelError: it is missing, damaged, or uses what this program does not fold (`modules_to_save`, patterns, …).
+        ModelError: it is missing, damaged, or is no plain LoRA or DoRA (biases, other kinds of adapters, …).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         config = json.loads((directory / CONFIG).read_text())
-        tensors = load_file(str(directory / WEIGHTS))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"the adapter cannot be read: {error}", where=str(directory)) from None
     _refuse_the_unknown(config, directory)
     settings = AdapterSettings(
@@ -110,17 +176,26 @@ def load_adapter(directory: Path) -> Adapter:
         dropout=float(config.get("lora_dropout", 0.0)),
         target_modules=_targets(config["target_modules"]),
         use_dora=bool(config.get("use_dora", False)),
+        use_rslora=bool(config.get("use_rslora", False)),
+        rank_pattern={str(key): int(rank) for key, rank in (config.get("rank_pattern") or {}).items()},
+        alpha_pattern={str(key): float(alpha) for key, alpha in (config.get("alpha_pattern") or {}).items()},
+        modules_to_save=tuple(map(str, config.get("modules_to_save") or ())),
     )
-    base = str(config.get("base_model_name_or_path", ""))
-    return Adapter(settings, _layers(tensors, directory), bool(config.get("fan_in_fan_out", False)), base)
+    keeps_ties = bool(config.get("ensure_weight_tying", False))
+    layers, whole = _parts(directory, settings, keeps_ties=keeps_ties)
+    base, transposed = str(config.get("base_model_name_or_path", "")), bool(config.get("fan_in_fan_out", False))
+    return Adapter(settings, layers, transposed, base, whole, keeps_ties)
 
 
 def _targets(value: Any) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(map(str, value))
 
 
+_UNKNOWN = ("trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "alora_invocation_tokens")
+
+
 def _refuse_the_unknown(config: dict[str, Any], directory: Path) -> None:
-    unusual = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "use_rslora") if config.get(key)]
+    unusual = [key for key in _UNKNOWN if config.get(key)]
     if config.get("peft_type") != "LORA":
         unusual = [f"peft_type {config.get('peft_type')}"]
     if unusual or config.get("bias", "none") != "none":
@@ -128,36 +203,50 @@ def _refuse_the_unknown(config: dict[str, Any], directory: Path) -> None:
         raise ModelError(what, where=str(directory / CONFIG), do="merge it with PEFT")
 
 
-def _layers(tensors: dict[str, Tensor], directory: Path) -> dict[str, LayerAdapter]:
+def _parts(
+    directory: Path, settings: AdapterSettings, *, keeps_ties: bool
+) -> tuple[dict[str, LayerAdapter], dict[str, TensorInfo]]:
+    """Return the layers' shares, and where whole modules lie."""
+    where = str(directory / WEIGHTS)
     by_layer: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    whole: dict[str, TensorInfo] = {}
+    for full_name, info in read_header(directory / WEIGHTS).items():
+        name = full_name.removeprefix(PREFIX)
         for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
             layer, found, _ = name.partition(f".{part}")
             if found:
-                by_layer.setdefault(layer.removeprefix(PREFIX), {})[part] = tensor.to(torch.float32)
+                by_layer.setdefault(layer, {})[part] = read_tensor(info).to(torch.float32)
                 break
         else:
-            raise ModelError(f"the adapter holds {name!r}, which is no part of LoRA", where=str(directory / WEIGHTS))
+            # Of tied embeddings PEFT's list names one, and its file holds both.
+            if not keeps_ties and not is_whole(name.rpartition(".")[0], settings.modules_to_save):
+                raise ModelError(f"the adapter holds {full_name!r}, which is no part of LoRA", where=where)
+            whole[name] = info
     for layer, parts in by_layer.items():
         if not {"lora_A", "lora_B"} <= set(parts):
-            raise ModelError(f"the adapter of {layer!r} is incomplete", where=str(directory / WEIGHTS))
-    return {
+            raise ModelError(f"the adapter of {layer!r} is incomplete", where=where)
+        rank = settings.at(layer).r
+        if parts["lora_A"].shape[0] != rank:
+            what = f"the adapter of {layer!r} has rank {parts['lora_A'].shape[0]}, and {CONFIG} says {rank}"
+            raise ModelError(what, where=where)
+    layers = {
         layer: LayerAdapter(parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"))
         for layer, parts in by_layer.items()
     }
+    return layers, whole
 
 
-def fill(adapted: dict[str, AdaptedLinear], adapter: Adapter) -> None:
-    """Put an adapter's numbers into a model's adapted layers.
+# ── Put onto a model ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def put_on(model: Any, adapter: Adapter) -> None:
+    """Give a base model an adapter, in place: wrapped layers, and whole modules in their numbers.
 
     Raises:
         ModelError: they do not fit each other.
     """
-    if set(adapted) != set(adapter.layers):
-        different = sorted(set(adapted) ^ set(adapter.layers))
-        raise ModelError(f"adapter and model do not fit: {len(different)} layers differ, first {different[0]!r}")
     with torch.no_grad():
-        for name, layer in adapted.items():
+        for name, layer in attach_to(model, adapter.settings, sorted(adapter.layers), seed=0).items():
             parts = adapter.layers[name]
             if layer.lora_A.shape != parts.A.shape or layer.lora_B.shape != parts.B.shape:
                 raise ModelError(f"adapter and model do not fit: shapes of {name!r} differ")
@@ -165,3 +254,17 @@ def fill(adapted: dict[str, AdaptedLinear], adapter: Adapter) -> None:
             layer.lora_B.copy_(parts.B)
             if layer.magnitude is not None and parts.magnitude is not None:
                 layer.magnitude.copy_(parts.magnitude)
+        _replace(model, adapter)
+
+
+def _replace(model: Any, adapter: Adapter) -> None:
+    tied = [f"{name}.weight" for name in tied_modules(model)]
+    held = [name for name in tied if name in adapter.whole]
+    if held and not (adapter.keeps_ties and held == tied):
+        what = "the adapter holds an embedding of its own, and the base model's is its output head, too"
+        raise ModelError(what, do="train it with ensure_weight_tying, or merge it with PEFT, which takes them apart")
+    state = model.state_dict()
+    for name, info in adapter.whole.items():
+        if name not in state or tuple(state[name].shape) != info.shape:
+            raise ModelError(f"adapter and model do not fit: the model has no {name!r} of the shape {info.shape}")
+        state[name].copy_(read_tensor(info))

@@ -1,7 +1,8 @@
 """LoRA and DoRA: the arithmetic once, for training and merging, in PEFT's file format.
 
-    LoRA  (Hu et al. 2021)    W' = W + s·B·A                        s = alpha / r
-    DoRA  (Liu et al. 2024)   W' = m · (W + s·B·A) / ‖W + s·B·A‖     norm over each row (output), without a gradient
+    LoRA    (Hu et al. 2021)        W' = W + s·B·A                       s = alpha / r
+    rsLoRA  (Kalajdzievski 2023)    the same                             s = alpha / √r
+    DoRA    (Liu et al. 2024)       W' = m · (W + s·B·A) / ‖W + s·B·A‖    norm of each row (output), without a gradient
 
 Shapes: x (…, in), A (r, in), B (out, r), W (out, in), m (out).
 """
@@ -9,19 +10,21 @@ Shapes: x (…, in), A (r, in), B (out, r), W (out, in), m (out).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tunesmith.errors import ModelError, nearest
+from tunesmith.errors import ModelError
+from tunesmith.model.chosen import chosen_layers, refuse_idle_keys, whole_modules
 from tunesmith.model.nf4 import Nf4Linear
 from tunesmith.recipe.schema import Lora
-from tunesmith.recipe.targets import is_target
+from tunesmith.recipe.targets import value_for
 
 PREFIX = "base_model.model."  # PEFT's names begin with the path through its two wrappers
 
@@ -54,14 +57,33 @@ class AdapterSettings:
     dropout: float
     target_modules: str | tuple[str, ...]
     use_dora: bool
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, lora: Lora, method: str) -> AdapterSettings:
-        return cls(lora.r, lora.alpha, lora.dropout, lora.target_modules, method in ("dora", "qdora"))
+        return cls(
+            lora.r,
+            lora.alpha,
+            lora.dropout,
+            lora.target_modules,
+            use_dora=method in ("dora", "qdora"),
+            use_rslora=lora.use_rslora,
+            rank_pattern=lora.rank_pattern,
+            alpha_pattern=lora.alpha_pattern,
+            modules_to_save=lora.modules_to_save,
+        )
+
+    def at(self, layer: str) -> AdapterSettings:
+        """Return the settings of one layer: with its own rank and alpha, and no patterns."""
+        rank, alpha = value_for(layer, self.rank_pattern, self.r), value_for(layer, self.alpha_pattern, self.alpha)
+        return dataclasses.replace(self, r=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     @property
     def scaling(self) -> float:
-        return self.alpha / self.r
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 class AdaptedLinear(nn.Module):
@@ -140,15 +162,21 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
 
 
 def attach(model: Any, settings: AdapterSettings, *, seed: int) -> dict[str, AdaptedLinear]:
-    """Wrap the layers that `target_modules` names, in place. Returns them by the name of the layer.
+    """Wrap the layers that `target_modules` names, in place, and let `modules_to_save` have gradients.
+
+    Returns:
+        The wrapped layers by name.
 
     Raises:
-        ModelError: no layer is named so.
+        ModelError: a key names nothing that it can stand for.
     """
-    layers = linear_layers(model)
-    chosen = [name for name in layers if is_target(name, settings.target_modules)]
-    if not chosen:
-        raise _nothing_matches(settings.target_modules, layers)
+    chosen = chosen_layers(model, linear_layers(model), settings.target_modules, settings.modules_to_save)
+    refuse_idle_keys("rank_pattern", settings.rank_pattern, chosen)
+    refuse_idle_keys("alpha_pattern", settings.alpha_pattern, chosen)
+    for name, module in whole_modules(model, settings.modules_to_save).items():
+        four_bit = any(isinstance(part, Nf4Linear) for part in module.modules())
+        assert not four_bit, f"{name} is in 4 bits; load_model(unquantised=...) keeps it out"
+        module.requires_grad_(True)
     return attach_to(model, settings, chosen, seed=seed)
 
 
@@ -167,18 +195,9 @@ def attach_to(model: Any, settings: AdapterSettings, names: list[str], *, seed: 
     for name in names:
         module = layers[name]
         parent, _, attribute = name.rpartition(".")
-        adapted[name] = AdaptedLinear(module, settings, generator)
+        adapted[name] = AdaptedLinear(module, settings.at(name), generator)
         setattr(model.get_submodule(parent), attribute, adapted[name])
     return adapted
-
-
-def _nothing_matches(target_modules: str | tuple[str, ...], layers: dict[str, nn.Module]) -> ModelError:
-    endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    asked = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    near = [nearest(word.rsplit(".", 1)[-1], endings) for word in asked]
-    hint = [f"did you mean {word!r}?" for word in near if word]
-    do = " ".join([*hint[:1], f"this model's linear layers end in {', '.join(endings)}; or use `all-linear`"])
-    return ModelError(f"no linear layer matches {', '.join(asked)!r}", where="train.lora.target_modules", do=do)
 
 
 def adapters_of(model: nn.Module) -> dict[str, AdaptedLinear]:
@@ -188,7 +207,7 @@ def adapters_of(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Let the model compute as its base while the block runs."""
+    """Let the model compute as its base while the block runs; modules trained whole stay as they are at the moment."""
     layers = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
     for layer in layers:
         layer.enabled = False

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tunesmith.model.attention import NAME, Spans, register
 from tunesmith.model.families import family_of
 
 
@@ -20,15 +21,17 @@ class SplitModel:
     """A causal language model as two functions.
 
     Attributes:
-        hidden: (ids_BT, positions_BT or None) -> hidden_BTH, without attention mask and cache. Rows padded on the right
-            are right for every real token, since attention is causal.
+        hidden: (ids_BT, positions_BT or None, spans or None) -> hidden_BTH, without attention mask and cache. Rows padded
+            on the right are right for every real token, since attention is causal.
         logits: hidden_NH -> logits_NV in float32, with what the family does to them.
+        plain_head: the head, when logits are its product and nothing else; None otherwise.
         head_is_trained: whether the head's weights have gradients.
     """
 
     model: Any
-    hidden: Callable[[Tensor, Tensor | None], Tensor]
+    hidden: Callable[[Tensor, Tensor | None, Spans | None], Tensor]
     logits: Callable[[Tensor], Tensor]
+    plain_head: nn.Linear | None
     head_is_trained: bool
     vocab_size: int
 
@@ -46,11 +49,15 @@ def split(model: Any) -> SplitModel:
         if _agree(model, parts):
             return parts
 
-    def whole(ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        return model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
+    def whole(ids_BT: Tensor, positions_BT: Tensor | None, spans: Spans | None) -> Tensor:
+        return model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False, **_given(spans)).logits
 
     trained = any(p.requires_grad for p in model.parameters())
-    return SplitModel(model, whole, Tensor.float, trained, vocab_size)
+    return SplitModel(model, whole, Tensor.float, None, trained, vocab_size)
+
+
+def _given(spans: Spans | None) -> dict[str, Spans]:
+    return {} if spans is None else {"spans": spans}
 
 
 def _parts(model: Any, head: Any, vocab_size: int) -> SplitModel:
@@ -61,8 +68,9 @@ def _parts(model: Any, head: Any, vocab_size: int) -> SplitModel:
     multiplier /= float(getattr(config, family.logits_divided_by or "", 1.0))
     cap = getattr(config, "final_logit_softcapping", None)
 
-    def hidden(ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        return decoder(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).last_hidden_state
+    def hidden(ids_BT: Tensor, positions_BT: Tensor | None, spans: Spans | None) -> Tensor:
+        output = decoder(input_ids=ids_BT, position_ids=positions_BT, use_cache=False, **_given(spans))
+        return output.last_hidden_state
 
     def logits(hidden_NH: Tensor) -> Tensor:
         logits_NV: Tensor = head(hidden_NH).float()
@@ -70,7 +78,8 @@ def _parts(model: Any, head: Any, vocab_size: int) -> SplitModel:
             logits_NV = logits_NV * multiplier
         return torch.tanh(logits_NV / cap) * cap if cap else logits_NV
 
-    return SplitModel(model, hidden, logits, any(p.requires_grad for p in head.parameters()), vocab_size)
+    plain = head if multiplier == 1.0 and not cap and type(head) is nn.Linear and head.bias is None else None
+    return SplitModel(model, hidden, logits, plain, any(p.requires_grad for p in head.parameters()), vocab_size)
 
 
 @torch.no_grad()
@@ -81,7 +90,7 @@ def _agree(model: Any, parts: SplitModel) -> bool:
     model.eval()
     try:
         theirs = model(input_ids=ids_BT, use_cache=False).logits[0].float()
-        ours = parts.logits(parts.hidden(ids_BT, None)[0])
+        ours = parts.logits(parts.hidden(ids_BT, None, None)[0])
     except (AttributeError, TypeError, ValueError):  # no such part, or one that takes other arguments
         return False
     finally:
@@ -91,22 +100,71 @@ def _agree(model: Any, parts: SplitModel) -> bool:
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance * scale)
 
 
-@torch.no_grad()
 def keeps_packed_rows_apart(parts: SplitModel) -> bool:
     """Return whether rows put one after another, with positions that restart, give the states of rows alone.
 
     Not every architecture does: a recurrent layer carries its state across, and some read positions otherwise.
     """
-    model = parts.model
-    device = model.get_input_embeddings().weight.device
-    rows = [torch.arange(length, device=device) * step % parts.vocab_size for length, step in ((9, 5), (14, 11))]
-    was_training = model.training
-    model.eval()
+    rows = _probe_rows(parts, (9, 14))
+    positions_BT = torch.cat([torch.arange(len(row), device=row.device) for row in rows]).view(1, -1)
+    alone = torch.cat([_states(parts, row, None, None) for row in rows])
+    return _alike(parts, _states(parts, torch.cat(rows), positions_BT, None), alone)
+
+
+def use_spans(parts: SplitModel) -> bool:
+    """Switch a model to attention over spans, and return whether it gives the states of rows alone there.
+
+    The reference is the model's own attention. A model that does something else in or around its attention (caps its
+    scores, carries a state, cuts the row into chunks of its own) keeps that attention.
+    """
+    config = parts.model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None):
+        return False
+    trunk, first, second, other = _probe_rows(parts, (9, 5, 8, 14))
+    alone = [torch.cat([trunk, first]), torch.cat([trunk, second]), other]
+    expected = [_states(parts, row, None, None) for row in alone]
+    expected[1] = expected[1][len(trunk) :]
+    ends = [0, len(trunk), len(trunk), 0]
+    pieces = (trunk, first, second, other)
+    positions = [torch.arange(len(row), device=row.device) + end for row, end in zip(pieces, ends, strict=True)]
+    spans = Spans.of([(len(trunk), len(first), len(second)), (len(other),)], trunk.device)
+    before = config._attn_implementation
+    register()
+    parts.model.set_attn_implementation(NAME)
     try:
-        alone = torch.cat([parts.hidden(row.view(1, -1), None)[0] for row in rows]).float()
-        positions_BT = torch.cat([torch.arange(len(row), device=device) for row in rows]).view(1, -1)
-        packed = parts.hidden(torch.cat(rows).view(1, -1), positions_BT)[0].float()
+        found = _states(parts, torch.cat(pieces), torch.cat(positions).view(1, -1), spans)
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+    ):  # asks for what these kernels do not do, or takes no spans
+        found = None
+    if found is not None and _alike(parts, found, torch.cat(expected)):
+        return True
+    parts.model.set_attn_implementation(before)
+    return False
+
+
+def _probe_rows(parts: SplitModel, lengths: tuple[int, ...]) -> list[Tensor]:
+    device = parts.model.get_input_embeddings().weight.device
+    steps = range(5, 5 + 2 * len(lengths), 2)
+    return [
+        torch.arange(length, device=device) * step % parts.vocab_size
+        for length, step in zip(lengths, steps, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _states(parts: SplitModel, ids_T: Tensor, positions_BT: Tensor | None, spans: Spans | None) -> Tensor:
+    was_training = parts.model.training
+    parts.model.eval()
+    try:
+        return parts.hidden(ids_T.view(1, -1), positions_BT, spans)[0].float()
     finally:
-        model.train(was_training)
-    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 5e-2
-    return bool((alone - packed).abs().max() <= tolerance * alone.abs().max())
+        parts.model.train(was_training)
+
+
+def _alike(parts: SplitModel, found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-4 if next(parts.model.parameters()).dtype == torch.float32 else 5e-2
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

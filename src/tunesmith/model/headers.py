@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.recipe.facts import Linear
+from tunesmith.recipe.facts import Linear, Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -56,6 +56,7 @@ class ModelFacts:
     architecture: str
     tied: bool
     linears: tuple[Linear, ...] = ()
+    others: tuple[Tensor, ...] = ()
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -173,6 +174,8 @@ def model_facts(path: Path) -> ModelFacts:
     tensors = read_headers(path)
     floats = [tensor for tensor in tensors.values() if tensor.dtype in _NAMES]
     largest = max(floats, key=lambda tensor: tensor.num_elements, default=None)
+    linears = tuple(_linears(tensors))
+    matrices = {f"{linear.name}.weight" for linear in linears}
     architectures = config.get("architectures") or []
     dtype = config.get("dtype", config.get("torch_dtype", text.get("dtype")))
     return ModelFacts(
@@ -184,7 +187,8 @@ def model_facts(path: Path) -> ModelFacts:
         dtype=_NAMES[largest.dtype] if largest else dtype if isinstance(dtype, str) else None,
         architecture=str(architectures[0]) if architectures else str(config.get("model_type", "unknown")),
         tied=not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors),
-        linears=tuple(_linears(tensors)),
+        linears=linears,
+        others=tuple(Tensor(name, info.num_elements) for name, info in tensors.items() if name not in matrices),
     )
 
 

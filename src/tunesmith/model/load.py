@@ -14,18 +14,25 @@ from tunesmith.recipe.schema import Model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device() -> torch.device:
-    """Return where training happens: the current CUDA device when PyTorch sees one, the CPU otherwise."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def pick_device(number: int = 0) -> torch.device:
+    """Return where this process computes: the CUDA device of its number when PyTorch sees any, the CPU otherwise."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", number % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
-def load_model(path: Path, settings: Model, *, four_bit: bool, device: torch.device) -> Any:
+def load_model(
+    path: Path, settings: Model, *, four_bit: bool, device: torch.device, unquantised: tuple[str, ...] = ()
+) -> Any:
     """Load a causal language model with frozen weights, in training mode.
 
     Args:
         four_bit: keep linear layers but the output head in NF4. They are quantised one by one on the device: it never
             holds the whole model in 16 bits, the host's memory does for a moment.
         device: where the weights go.
+        unquantised: endings of the names of modules that `four_bit` leaves alone, since they are to be trained whole.
 
     Raises:
         ModelError: the checkpoint is missing, damaged, of an unknown architecture, or quantised already.
@@ -45,9 +52,11 @@ def load_model(path: Path, settings: Model, *, four_bit: bool, device: torch.dev
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = _read(AutoModelForCausalLM, path, settings, settings.attn_implementation)
+        # `varlen` is switched on later, where it is shown to give the numbers of the model's own attention.
+        wanted = "sdpa" if settings.attn_implementation == "varlen" else settings.attn_implementation
+        model = _read(AutoModelForCausalLM, path, settings, wanted)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if settings.attn_implementation != "sdpa" or "scaled_dot_product_attention" not in str(error):
+        if wanted != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise _load_error(error, path, settings) from None
         # Architectures that change the attention scores (Gemma 2 caps them) have no fused kernel: same numbers, slower.
         model = _read(AutoModelForCausalLM, path, settings, "eager")
@@ -58,7 +67,7 @@ def load_model(path: Path, settings: Model, *, four_bit: bool, device: torch.dev
     if four_bit:
         from tunesmith.model.nf4 import quantise_linears
 
-        quantise_linears(model, device)
+        quantise_linears(model, device, unquantised=unquantised)
     return model.to(device).train()
 
 

@@ -17,10 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tunesmith.errors import missing_extra
+from tunesmith.recipe.targets import is_whole
 
 
-def _bitsandbytes() -> Any:
-    """Import bitsandbytes without what it says on import."""
+def bitsandbytes(part: str, *, needed_for: str) -> Any:
+    """Import a module of bitsandbytes without what it says on import.
+
+    Raises:
+        EnvironmentProblem: it is not installed.
+    """
+    import importlib
     import logging
 
     logger = logging.getLogger("bitsandbytes")
@@ -28,23 +34,26 @@ def _bitsandbytes() -> Any:
     logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            import bitsandbytes.functional
+            return importlib.import_module(f"bitsandbytes.{part}")
     except ImportError:
-        raise missing_extra("bitsandbytes", "qlora", needed_for="a 4-bit base (qlora, qdora)") from None
+        raise missing_extra("bitsandbytes", "qlora", needed_for=needed_for) from None
     finally:
         logger.setLevel(level)
-    return bitsandbytes.functional
+
+
+def _kernels() -> Any:
+    return bitsandbytes("functional", needed_for="a 4-bit base (qlora, qdora)")
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Any]:
     """Return a weight in NF4 and what `dequantise` needs to read it."""
-    packed, state = _bitsandbytes().quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    packed, state = _kernels().quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
     return packed, state
 
 
 def dequantise(packed: Tensor, state: Any) -> Tensor:
     """Return the weight that training computes with, in the format it had before."""
-    weight: Tensor = _bitsandbytes().dequantize_4bit(packed, state)
+    weight: Tensor = _kernels().dequantize_4bit(packed, state)
     return weight
 
 
@@ -86,10 +95,14 @@ class Nf4Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def quantise_linears(model: Any, device: torch.device) -> None:
-    """Replace every linear layer but the output head by its NF4 form on a device, one at a time."""
+def quantise_linears(model: Any, device: torch.device, *, unquantised: tuple[str, ...] = ()) -> None:
+    """Replace every linear layer but the output head by its NF4 form on a device, one at a time.
+
+    Args:
+        unquantised: endings of the names of modules that stay as they are, by the rule of `modules_to_save`.
+    """
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module is not head:
+        if isinstance(module, nn.Linear) and module is not head and not is_whole(name, unquantised):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, Nf4Linear(module.to(device)))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from tunesmith.recipe.environment import referenced_variables
 from tunesmith.recipe.gate_rules import RuleError, parse_rule
 from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.targets import expression_of
 from tunesmith.recipe.typed import KeyPath, Misfit
 from tunesmith.recipe.walk import strings
 
@@ -41,6 +42,14 @@ def validation_loss_has_rows(recipe: Recipe) -> Iterator[Misfit]:
     if recipe.train.eval_steps and not recipe.data.validation and recipe.data.validation_fraction == 0:
         what = "`train.eval_steps` asks for a validation loss, but no rows are held out"
         yield Misfit(("train", "eval_steps"), what, "set `data.validation_fraction: 0.02` or give `data.validation`")
+
+
+def stopping_early_has_measurements(recipe: Recipe) -> Iterator[Misfit]:
+    train = recipe.train
+    for key in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(train, key) and not train.eval_steps:
+            what = f"`train.{key}` needs validation losses, and `train.eval_steps` is not set"
+            yield Misfit(("train", key), what, "set `train.eval_steps`, e.g. to 50")
 
 
 def preference_rows_go_with_dpo(recipe: Recipe) -> Iterator[Misfit]:
@@ -98,6 +107,29 @@ def target_modules_are_a_valid_expression(recipe: Recipe) -> Iterator[Misfit]:
             re.compile(modules)
         except re.error as error:
             yield Misfit(at, f"`train.lora.target_modules` is not a regular expression: {error}", "use `all-linear`")
+
+
+def patterns_are_valid_expressions(recipe: Recipe) -> Iterator[Misfit]:
+    lora = recipe.train.lora
+    patterns = {"rank_pattern": tuple(lora.rank_pattern), "alpha_pattern": tuple(lora.alpha_pattern)}
+    for key, expressions in patterns.items():
+        for expression in expressions:
+            try:
+                re.compile(expression_of(expression))
+            except re.error as error:
+                what = f"the key {expression!r} of `train.lora.{key}` is not a regular expression: {error.msg}"
+                do = "write the end of a layer's name, such as `q_proj`"
+                yield Misfit(("train", "lora", key, expression), what, do, on_key=True)
+
+
+def modules_are_adapted_or_saved(recipe: Recipe) -> Iterator[Misfit]:
+    lora = recipe.train.lora
+    targets = lora.target_modules if isinstance(lora.target_modules, tuple) else ()
+    for target in targets:
+        if target.endswith(lora.modules_to_save):
+            what = f"{target!r} is in `train.lora.target_modules` and in `train.lora.modules_to_save`"
+            do = "keep one: an adapter, or the whole module"
+            yield Misfit(("train", "lora", "modules_to_save"), what, do)
 
 
 def merged_weights_keep_full_precision(recipe: Recipe) -> Iterator[Misfit]:
@@ -188,6 +220,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     held_out_rows_come_from_one_place,
     fraction_leaves_rows_to_train_on,
     validation_loss_has_rows,
+    stopping_early_has_measurements,
     preference_rows_go_with_dpo,
     dpo_trains_completions,
     smoothing_belongs_to_sigmoid,
@@ -195,6 +228,8 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     warmup_is_shorter_than_training,
     micro_batch_divides_global_batch,
     target_modules_are_a_valid_expression,
+    patterns_are_valid_expressions,
+    modules_are_adapted_or_saved,
     merged_weights_keep_full_precision,
     evaluation_has_a_task,
     lists_are_not_empty,

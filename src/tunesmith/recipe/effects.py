@@ -11,6 +11,12 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "data": ("num_workers",),
     "train": (
         "per_device_train_batch_size",
+        "num_processes",
+        "parallelism",
+        "torch_compile",
+        "deterministic",
+        "on_bad_step",
+        "max_loss_spike",
         "gradient_checkpointing",
         "logging_steps",
         "save_steps",

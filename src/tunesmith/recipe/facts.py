@@ -14,6 +14,13 @@ class Linear(NamedTuple):
     num_inputs: int
 
 
+class Tensor(NamedTuple):
+    """A tensor of the checkpoint that is no linear layer's matrix: embeddings, norms, biases, the output head."""
+
+    name: str
+    num_elements: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """Sizes in bytes; 0, None or empty means unknown."""
@@ -32,3 +39,4 @@ class Facts:
     max_position_embeddings: int | None = None
     checkpoint_dtype: str | None = None
     linears: tuple[Linear, ...] = ()
+    others: tuple[Tensor, ...] = ()

@@ -6,7 +6,8 @@ What training keeps in which number format is decided in `train.optim` and `mode
 
     full, 32 bit     weights 4, gradients 4, AdamW 8 bytes per parameter
     full, 16 bit     weights 2, master copy 4, gradients 4, AdamW 8
-    lora, dora       frozen weights 2 or 4; 4 + 4 + 8 per adapter parameter
+    lora, dora       frozen weights 2 or 4; 4 + 4 + 8 per adapter parameter; for modules trained whole 4 + 8, and in 16
+                     bits a master copy of 4
     qlora, qdora     linear layers in NF4: half a byte, and 1/64 + 4/16,384 bytes for the two levels of scales
                      (Dettmers et al. 2023, section 3: blocks of 64 and 256); everything else as above
 """
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.schema import Recipe
-from tunesmith.recipe.targets import is_target
+from tunesmith.recipe.targets import carries_adapter, is_whole, value_for
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 LOGITS_CHUNK_BYTES = 128 << 20  # of float32 logits at a time: what `train.objective` computes in one piece
+_HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
 _LIBRARIES_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20}  # Python, torch and transformers; the CUDA context
 
 
@@ -88,9 +90,29 @@ def num_trainable_parameters(recipe: Recipe, facts: Facts) -> int:
     """Return how many numbers training moves; 0 when the model's layers are not known."""
     if recipe.train.method == "full":
         return facts.num_parameters
-    chosen = [linear for linear in facts.linears if is_target(linear.name, recipe.train.lora.target_modules)]
+    return _adapter_parameters(recipe, facts) + _whole_parameters(recipe, facts)
+
+
+def _adapter_parameters(recipe: Recipe, facts: Facts) -> int:
+    lora = recipe.train.lora
+    chosen = [linear for linear in facts.linears if carries_adapter(linear.name, lora)]
     magnitudes = sum(linear.num_outputs for linear in chosen) if recipe.train.method.endswith("dora") else 0
-    return magnitudes + sum(recipe.train.lora.r * (linear.num_inputs + linear.num_outputs) for linear in chosen)
+    ranks = [value_for(linear.name, lora.rank_pattern, lora.r) for linear in chosen]
+    sizes = [linear.num_inputs + linear.num_outputs for linear in chosen]
+    return magnitudes + sum(rank * size for rank, size in zip(ranks, sizes, strict=True))
+
+
+def _whole_parameters(recipe: Recipe, facts: Facts) -> int:
+    """Return how many numbers lie in `modules_to_save`; the matrix of tied embeddings counts once."""
+    names = recipe.train.lora.modules_to_save
+    sizes = {tensor.name: tensor.num_elements for tensor in facts.others}
+    sizes |= {f"{linear.name}.weight": linear.num_outputs * linear.num_inputs for linear in facts.linears}
+    found = {name: size for name, size in sizes.items() if is_whole(name.rpartition(".")[0], names)}
+    tied = facts.others and not any(name.endswith(_HEAD_TENSORS) for name in sizes)
+    if tied and any(is_whole(name.removesuffix(".weight"), names) for name in _HEAD_TENSORS):
+        embedding = max(facts.others, key=lambda tensor: tensor.num_elements)
+        found[embedding.name] = embedding.num_elements
+    return sum(found.values())
 
 
 def _compute_bytes(recipe: Recipe) -> int:
@@ -103,12 +125,14 @@ def _state_bytes(recipe: Recipe, facts: Facts) -> tuple[int, int, int]:
     if recipe.train.method == "full":
         master = 0 if width == 4 else 4
         return moved * width, moved * 4, moved * (8 + master)
-    in_linears = sum(linear.num_outputs * linear.num_inputs for linear in facts.linears)
+    num_four_bit = 0
     if recipe.train.method in ("qlora", "qdora"):
-        frozen = in_linears * NF4_BYTES + (facts.num_parameters - in_linears) * width
-    else:
-        frozen = facts.num_parameters * width
-    return round(frozen + 4 * moved), moved * 4, moved * 8
+        whole = recipe.train.lora.modules_to_save
+        linears = [linear for linear in facts.linears if not is_whole(linear.name, whole)]
+        num_four_bit = sum(linear.num_outputs * linear.num_inputs for linear in linears)
+    base = num_four_bit * NF4_BYTES + (facts.num_parameters - num_four_bit) * width
+    copied = moved if width == 2 else _adapter_parameters(recipe, facts)  # what is in float32 beside the base
+    return round(base + 4 * copied), moved * 4, moved * 8
 
 
 def fixed_bytes(recipe: Recipe, facts: Facts) -> float:

@@ -45,14 +45,13 @@ def _dtype(recipe: Recipe, facts: Facts) -> tuple[str, str]:
 
 
 def _attention(recipe: Recipe, facts: Facts) -> tuple[str, str]:
-    if facts.device == "cuda" and "flash_attn" in facts.installed and recipe.model.dtype != "float32":
-        return "flash_attention_2", "flash-attn is installed and the weights are 16 bit"
-    return "sdpa", "PyTorch's own fused attention, the fastest that needs no further package"
+    return "varlen", "rows without padding, each with attention of its own; a model that cannot takes its own (sdpa)"
 
 
 def _packing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
-    if recipe.train.objective == "dpo":
-        return False, "preference pairs are batched by length"
+    if recipe.model.attn_implementation == "varlen":
+        shared = ", and a pair's prompt is computed once" if recipe.train.objective == "dpo" else ""
+        return True, f"no position is padding{shared}"
     if facts.device == "cuda" and recipe.model.attn_implementation == "flash_attention_2":
         return True, "flash attention skips the other rows of a packed sequence"
     return False, "rows sorted by length waste little padding, and packed attention costs more than it saves here"
@@ -75,16 +74,44 @@ def _gradient_checkpointing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
     return False, f"one sequence needs {needed / 2**30:.2f} GiB of activations, and {free / 2**30:.1f} GiB are left"
 
 
+def _num_processes(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    if facts.device != "cuda":
+        return 1, "one process uses all cores"
+    return facts.num_devices, f"one for each of {facts.num_devices} × {facts.device_name}"
+
+
+def _parallelism(recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    if recipe.train.num_processes == 1:
+        return "ddp", "there is one process"
+    if recipe.train.method == "full":
+        return "fsdp2", "weights, gradients and optimiser state are cut into shards, one per process"
+    if fixed_bytes(recipe, facts) > 0.5 * facts.device_memory_bytes > 0:
+        return "fsdp2", "the frozen weights would take more than half of each device"
+    return "ddp", "an adapter's gradients are small, and the frozen weights fit on each device"
+
+
+_ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}  # per forward pass; products get no faster beyond
+
+
 def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:
-    total = max(1, recipe.train.global_batch_size // max(1, facts.num_devices))
-    if facts.device == "cpu":
-        size = min(total, 8)
-        return size, f"{size} sequences keep {facts.num_cpus} cores busy; more would only take memory"
+    ranks = recipe.train.num_processes if isinstance(recipe.train.num_processes, int) else 1
+    total = max(1, recipe.train.global_batch_size // ranks)
     per_sequence = activation_bytes_per_token(recipe, facts) * recipe.data.max_length * sequences_per_row(recipe)
     free = 0.8 * facts.device_memory_bytes - fixed_bytes(recipe, facts)
-    fits = max(1, int(free / per_sequence)) if per_sequence else 1
-    size = max(n for n in range(1, total + 1) if total % n == 0 and n <= fits)
+    fits = max(1, int(free / per_sequence)) if per_sequence and facts.device_memory_bytes else total
+    enough = max(1, _ENOUGH_TOKENS[facts.device] // (recipe.data.max_length * sequences_per_row(recipe)))
+    size = min(total, fits, enough)
+    if size == enough:
+        return size, f"{_ENOUGH_TOKENS[facts.device]:,} tokens at a time keep this device busy"
+    if size == total:
+        return size, "the whole global batch fits into one forward pass"
     return size, f"{free / 2**30:.1f} GiB are left for activations at {per_sequence / 2**30:.2f} GiB per sequence"
+
+
+def _torch_compile(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
+    if facts.device == "cpu":
+        return False, "measured here: no gain on a CPU"
+    return False, "it pays on long runs only; set it to true for these"
 
 
 def _engine(recipe: Recipe, facts: Facts) -> tuple[str, str]:
@@ -117,7 +144,10 @@ _DECISIONS = {
     "model.attn_implementation": _attention,
     "data.packing": _packing,
     "data.num_workers": _num_workers,
+    "train.num_processes": _num_processes,
+    "train.parallelism": _parallelism,
     "train.gradient_checkpointing": _gradient_checkpointing,
+    "train.torch_compile": _torch_compile,
     "train.per_device_train_batch_size": _micro_batch,
     "serve.engine": _engine,
     "serve.port": _port,

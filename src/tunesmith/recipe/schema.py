@@ -32,8 +32,8 @@ class Model:
     """Branch, tag or commit on the Hub. Pin a commit to make a run repeatable."""
     dtype: Auto | Dtype = "auto"
     """Number format of weights and compute. Optimiser state and reductions stay in float32."""
-    attn_implementation: Auto | Literal["sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel, by transformers' names."""
+    attn_implementation: Auto | Literal["varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel: `varlen` (rows packed without padding, shared prompts computed once), or one of transformers'."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. It can do anything your user can."""
 
@@ -75,7 +75,8 @@ class Data:
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a longer row. Dropped and truncated rows are counted and reported."""
     packing: Auto | bool = "auto"
-    """Put several rows into one sequence, attention kept within each row; `false` sorts rows by length instead."""
+    """Lay rows one after another without padding, attention kept within each; `false` puts rows of like length side by
+    side."""
     train_on: Literal["assistant", "completion", "all"] = "assistant"
     """Tokens with a loss: every assistant turn, the last assistant turn only, or all tokens."""
     chat_template: str = "model"
@@ -100,10 +101,19 @@ class Lora:
     """Rank."""
     alpha: PositiveFloat = 32.0
     """Scale: the update is multiplied by alpha / r."""
+    use_rslora: bool = False
+    """Multiply by alpha / √r instead: the update keeps its size at high ranks (Kalajdzievski 2023)."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """`all-linear` (every linear layer but the output head), a list of name endings, or a regular expression."""
+    rank_pattern: dict[str, PositiveInt] = field(default_factory=dict)
+    """Ranks of some layers: `{q_proj: 64}`. Keys are name endings or regular expressions; the first match counts."""
+    alpha_pattern: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Alphas of some layers, named as in `rank_pattern`."""
+    modules_to_save: tuple[Annotated[str, Bound(pattern=r"[A-Za-z0-9_.-]+")], ...] = ()
+    """Modules trained whole beside the adapter, by the ends of their names (`embed_tokens`, `lm_head`, `norm`). Of tied
+    embeddings naming one names both: the matrix they share is trained, and they stay tied."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,14 @@ class Train:
     global_batch_size: PositiveInt = 16
     """Sequences (or preference pairs) per optimiser step, over all ranks and accumulation."""
     per_device_train_batch_size: Auto | PositiveInt = "auto"
-    """Sequences per forward pass; changes speed and memory, never the result. Accumulation follows from it."""
+    """Sequences of `data.max_length` per forward pass, with shorter ones packed into the same room; changes speed and
+    memory, never the result. Accumulation follows from it, and it is halved when memory runs out."""
+    num_processes: Auto | PositiveInt = "auto"
+    """Processes (ranks) on this machine, one per device; `auto` takes every GPU. More machines: start it with torchrun."""
+    parallelism: Auto | Literal["ddp", "fsdp2"] = "auto"
+    """How ranks share the work: whole copies with summed gradients, or weights and optimiser state cut into shards."""
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw"
+    """Optimiser: fused AdamW, bitsandbytes' AdamW with 8-bit state (also paged to the host), or PyTorch's Adafactor."""
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
@@ -148,16 +165,29 @@ class Train:
     """Decoupled weight decay of matrices; biases, norms and magnitudes are exempt."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    """When a loss or gradient is not finite, or the loss spikes: end with an error, leave the step out, or go back to the
+    newest checkpoint and leave it out there."""
+    max_loss_spike: Annotated[float, Bound(above=1.0)] | None = None
+    """A step whose loss is more than this many times the median of the 32 before it is bad. Not looked at by default."""
     adam_beta1: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.9
     """Decay of AdamW's first moment."""
     adam_beta2: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.999
     """Decay of AdamW's second moment."""
     gradient_checkpointing: Auto | bool = "auto"
     """Recompute activations in the backward pass: less memory, a third more compute."""
+    torch_compile: Auto | bool = "auto"
+    """Compile the model's layers: a minute or more before the first step, fewer passes over memory afterwards."""
+    deterministic: bool = False
+    """Use deterministic kernels only, also where CUDA's are slower. On a CPU results repeat bit for bit anyway."""
     logging_steps: PositiveInt = 1
     """Write metrics every so many steps."""
     eval_steps: PositiveInt | None = None
     """Measure the validation loss every so many steps; always once at the end when rows are held out."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop when the validation loss has not improved in so many measurements."""
+    load_best_model_at_end: bool = False
+    """Keep the checkpoint with the lowest validation loss, and end with its weights."""
     save_steps: PositiveInt = 100
     """Write a checkpoint every so many steps; always one at the end and on a stop signal."""
     save_total_limit: PositiveInt = 2

@@ -50,11 +50,15 @@ class Progress:
         total: how many units there are; None when unknown.
         unit: name of one unit, for the rate: `rows`, `steps`, `requests`.
         every_seconds: how often a plain line is printed where there is no terminal.
+        shown: whether to print at all; of several ranks only one does.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str, *, every_seconds: float = 5.0) -> None:
+    def __init__(
+        self, title: str, total: int | None, unit: str, *, every_seconds: float = 5.0, shown: bool = True
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
+        self._shown = shown
         self._note = ""
         self._started = time.monotonic()
         self._begun_at = 0
@@ -64,7 +68,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if is_terminal():
+        if self._shown and is_terminal():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -101,7 +105,7 @@ class Progress:
         if self._bar is not None:
             rate = f"{self._rate():,.1f} {self.unit}/s"
             self._bar.update(self._task, completed=self.done, rate=rate, note=self._note)
-        elif time.monotonic() - self._printed >= self._every_seconds:
+        elif self._shown and time.monotonic() - self._printed >= self._every_seconds:
             self._printed = time.monotonic()
             say(self.line())
 

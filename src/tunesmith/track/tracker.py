@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -24,8 +25,7 @@ def open_tracker(recipe: Recipe, run_dir: RunDir, *, resumed_at_step: int | None
         EnvironmentProblem: a mirror's package or environment variable is missing.
     """
     jsonl.keep_until(run_dir.metrics, resumed_at_step)
-    mirrors = _start(recipe, run_dir)
-    return Tracker(run_dir, mirrors)
+    return Tracker(run_dir, lambda: _start(recipe, run_dir))
 
 
 def _start(recipe: Recipe, run_dir: RunDir) -> list[Mirror]:
@@ -54,10 +54,21 @@ def _start(recipe: Recipe, run_dir: RunDir) -> list[Mirror]:
 class Tracker:
     """Takes numbers. A context manager: leaving it closes it, and tells the mirrors how the training ended."""
 
-    def __init__(self, run_dir: RunDir, mirrors: list[Mirror]) -> None:
-        self._file = jsonl.MetricsFile(run_dir.metrics)
-        self._followers = [Follower(mirror, jsonl.read_metrics(run_dir.metrics)) for mirror in mirrors]
+    def __init__(self, run_dir: RunDir, start: Callable[[], list[Mirror]]) -> None:
+        self._run_dir, self._start = run_dir, start
+        self._open()
+
+    def _open(self) -> None:
+        mirrors = self._start()
+        self._file = jsonl.MetricsFile(self._run_dir.metrics)
+        self._followers = [Follower(mirror, jsonl.read_metrics(self._run_dir.metrics)) for mirror in mirrors]
         self._closed = False
+
+    def rewind(self, step: int) -> None:
+        """Forget every number after a step: training goes on from there. The mirrors start anew, as after a restart."""
+        self.close("interrupted")
+        jsonl.keep_until(self._run_dir.metrics, step)
+        self._open()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write numbers of a step. Steps never go back; a step may be logged in several pieces."""

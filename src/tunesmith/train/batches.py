@@ -1,28 +1,37 @@
 """What each step trains on: a pure function of (rows, seed, step), so that the step number is the position in the data.
 
 Every epoch is a permutation of all sequences, drawn from (seed, epoch). A global batch is the next
-`global_batch_size` of them, across the end of an epoch; the last one of a training holds what is left. Inside a global
-batch the sequences are sorted by length and cut into micro-batches, so that little is padded; its sum of losses is the
-same however it is cut.
+`global_batch_size` of them, across the end of an epoch; the last one of a training holds what is left. It is dealt out
+to the ranks by length, and each rank's share is cut into micro-batches of bounded size; the sum of losses is the same
+however it is dealt and cut. Three layouts, by what the model's attention can do:
+
+    spans      one row without padding, a preference pair's prompt in it once (`model.attention`)
+    positions  one row without padding, told apart by positions that restart (transformers' flash attention)
+    padded     rows of like length side by side
 
 Shapes: B sequences of a micro-batch, T tokens, N positions whose next token has a loss.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tunesmith.model.attention import Spans
 from tunesmith.recipe.effects import num_steps, num_training_sequences
 from tunesmith.recipe.schema import Train
 from tunesmith.tokens.shards import Shards
 
 Rows = npt.NDArray[np.int64]
+Layout = Literal["spans", "positions", "padded"]
+Sequences = list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,27 @@ class Batch:
     Attributes:
         ids_BT: padded on the right, or one packed row (B = 1).
         positions_BT: of packed rows, restarting with each; None when every row begins at 0.
+        spans: who sees whom in a packed row; None for the other layouts.
         select_N: index into the flattened B·T positions whose next token has a loss; targets_N is that token.
         sequence_N: the sequence each of them belongs to. For preferences, sequence p < P is the chosen answer of pair p
             and P + p the rejected one.
         rows: indices into the shards, (B,) or (P,).
-        num_tokens: real tokens, without padding.
+        num_tokens: real tokens, without padding; a pair's prompt counts twice, as in two sequences.
+        num_computed: positions that go through the model, padding and all; a shared prompt counts once.
+        num_pairs: (query, key) pairs of the causal attention.
     """
 
     ids_BT: Tensor
     positions_BT: Tensor | None
+    spans: Spans | None
     select_N: Tensor
     targets_N: Tensor
     sequence_N: Tensor
     num_sequences: int
     rows: Rows
     num_tokens: int
+    num_computed: int
+    num_pairs: int
 
 
 class Stream:
@@ -78,27 +93,88 @@ class Stream:
 
 
 class Collator:
-    """Turns rows into micro-batches on the device."""
+    """Turns rows into micro-batches on the device.
 
-    def __init__(self, shards: Shards, *, micro_batch_size: int, packing: bool, device: torch.device) -> None:
-        self._shards = shards
-        self._size, self._packing, self._device = micro_batch_size, packing, device
-        self._lengths = _row_lengths(shards)
+    Args:
+        max_tokens: positions of one micro-batch, padding and all; a single row may be longer.
+        rank, num_ranks: whose share of a global batch is yielded.
+        even: give every rank as many micro-batches as the rank with the most, the last ones empty: for ranks that meet
+            in every forward pass.
+    """
+
+    def __init__(
+        self, shards: Shards, layout: Layout, *, max_tokens: int, device: torch.device,
+        rank: int = 0, num_ranks: int = 1, even: bool = False,
+    ) -> None:  # fmt: skip
+        self.max_tokens = max_tokens
+        self._shards, self._layout, self._device = shards, layout, device
+        self._rank, self._num_ranks, self._even = rank, num_ranks, even
+        self.lengths = _row_lengths(shards, shared=layout == "spans", padded=layout == "padded")
+        self._num_sides = 1 if shards.num_segments == 1 else 2
 
     def micro_batches(self, rows: Rows) -> Iterator[Batch]:
-        """Yield a global batch piece by piece, longest sequences first, so that a lack of memory shows at once."""
-        order = np.argsort(-self._lengths[rows], kind="stable")
-        for begin in range(0, len(rows), self._size):
-            yield self._collate(rows[order[begin : begin + self._size]])
+        """Yield this rank's share of a global batch piece by piece, longest sequences first."""
+        shares = self.shares(rows)
+        bins = [self._cut(share) for share in shares] if self._even else [self._cut(shares[self._rank])]
+        mine = bins[self._rank] if self._even else bins[0]
+        for piece in mine:
+            yield self._collate(piece)
+        for _ in range(max(map(len, bins)) - len(mine)):
+            yield self._empty()
+
+    def shares(self, rows: Rows) -> list[Rows]:
+        """Deal rows out to the ranks: each row, longest first, to the rank with the fewest tokens so far."""
+        order = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        if self._num_ranks == 1:
+            return [order]
+        loads = [(0, rank) for rank in range(self._num_ranks)]
+        hands: list[list[int]] = [[] for _ in loads]
+        for row in order:
+            load, rank = heapq.heappop(loads)
+            hands[rank].append(int(row))
+            heapq.heappush(loads, (load + int(self.lengths[row]), rank))
+        return [np.array(hand, dtype=np.int64) for hand in hands]
+
+    def halve(self) -> None:
+        """Make micro-batches half as large from now on."""
+        self.max_tokens = max(1, self.max_tokens // 2)
 
     def num_targets(self, rows: Rows) -> int:
         """Return how many tokens with a loss a global batch has: what its sum of losses is divided by."""
         return sum(int(trained[1:].sum()) for row in rows for _, trained in self._sequences(int(row)))
 
-    def _sequences(self, row: int) -> list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]]:
+    def largest(self) -> Rows:
+        """Return rows that fill one micro-batch with the longest of all."""
+        order = np.argsort(-self.lengths, kind="stable")[: max(1, self.max_tokens)]
+        return self._cut(order.astype(np.int64))[0]
+
+    def _cut(self, rows: Rows) -> list[Rows]:
+        """Cut rows, longest first, into pieces of at most `max_tokens`: first fit, so that few pieces are half empty."""
+        pieces: list[list[int]] = []
+        used: list[int] = []
+        for row in rows:
+            length = int(self.lengths[row])
+            fits = (n for n, tokens in enumerate(used) if self._with(pieces[n], tokens, length) <= self.max_tokens)
+            at = next(fits, None)
+            if at is None:
+                pieces.append([])
+                used.append(0)
+                at = len(pieces) - 1
+            used[at] = self._with(pieces[at], used[at], length)
+            pieces[at].append(int(row))
+        return [np.array(piece, dtype=np.int64) for piece in pieces]
+
+    def _with(self, piece: list[int], tokens: int, length: int) -> int:
+        """Return the positions of a piece when a row is added to it."""
+        if self._layout != "padded":
+            return tokens + length
+        widest = int(self.lengths[piece[0]]) if piece else length
+        return widest * (len(piece) + 1) * self._num_sides
+
+    def _sequences(self, row: int) -> Sequences:
         """Return ids and flags of a row: one sequence, or prompt + chosen and prompt + rejected."""
         first = self._shards.segment(row, 0)
-        if self._shards.num_segments == 1:
+        if self._num_sides == 1:
             return [first]
         sides = (self._shards.segment(row, side) for side in (1, 2))
         return [
@@ -107,39 +183,97 @@ class Collator:
 
     def _collate(self, rows: Rows) -> Batch:
         by_row = [self._sequences(int(row)) for row in rows]
-        sequences = [row[side] for side in range(len(by_row[0])) for row in by_row]  # all chosen, then all rejected
-        lengths = np.array([len(ids) for ids, _ in sequences], dtype=np.int64)
-        width = int(lengths.max())
-        begins = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if self._packing else np.arange(len(lengths)) * width
-        flat = np.zeros(int(lengths.sum()) if self._packing else width * len(lengths), dtype=np.int64)
-        positions = np.zeros_like(flat)
-        select, targets, owners = [], [], []
-        for number, ((ids, trained), begin) in enumerate(zip(sequences, begins, strict=True)):
-            flat[begin : begin + len(ids)] = ids
-            positions[begin : begin + len(ids)] = np.arange(len(ids))
-            predicted = np.flatnonzero(trained[1:])  # the token at t + 1 is predicted at t; the first never is
-            select.append(begin + predicted)
-            targets.append(ids[1:][predicted].astype(np.int64))
-            owners.append(np.full(len(predicted), number, dtype=np.int64))
-        shape = (1, -1) if self._packing else (len(lengths), width)
+        shared = [0] * len(rows)
+        if self._layout == "spans" and self._num_sides == 2:
+            shared = [int(self._shards.segment(int(row), 0)[0].size) for row in rows]
+        width = max(len(ids) for row in by_row for ids, _ in row) if self._layout == "padded" else 0
+        parts, groups, begin = [], list[tuple[int, ...]](), 0
+        order = [(n, side) for n in range(len(rows)) for side in range(self._num_sides)]
+        if self._layout == "padded":
+            order.sort(key=lambda at: at[1])  # all chosen, then all rejected: rows of like length side by side
+        for n, side in order:
+            ids, trained = by_row[n][side]
+            skip = shared[n] if side else 0  # the prompt lies with the chosen answer already
+            trunk = begin - len(by_row[n][0][0]) if skip else begin
+            parts.append(_place(ids, trained, skip=skip, begin=begin, trunk=trunk, owner=side * len(rows) + n))
+            begin += width or len(ids) - skip
+        for n, row in enumerate(by_row):
+            whole = [len(ids) for ids, _ in row]
+            groups.append((shared[n], *(length - shared[n] for length in whole)) if shared[n] else tuple(whole[:1]))
+            groups += [(length,) for length in whole[1:] if not shared[n]]
+        return self._batch(rows, parts, groups, width)
+
+    def _batch(self, rows: Rows, parts: list[_Placed], groups: list[tuple[int, ...]], width: int) -> Batch:
+        packed = self._layout != "padded"
+        total = (parts[-1].begin + len(parts[-1].ids)) if packed else width * len(parts)
+        flat, positions = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
+        for part in parts:
+            flat[part.begin : part.begin + len(part.ids)] = part.ids
+            positions[part.begin : part.begin + len(part.ids)] = np.arange(part.skip, part.skip + len(part.ids))
+        owners = [np.full(len(part.select), part.owner, dtype=np.int64) for part in parts]
+        lengths = [part.skip + len(part.ids) for part in parts]
+        shape = (1, -1) if packed else (len(parts), width)
         return Batch(
             ids_BT=self._tensor(flat).view(shape),
-            positions_BT=self._tensor(positions).view(shape) if self._packing else None,
-            select_N=self._tensor(np.concatenate(select)),
-            targets_N=self._tensor(np.concatenate(targets)),
+            positions_BT=self._tensor(positions).view(shape) if packed else None,
+            spans=Spans.of(groups, self._device) if self._layout == "spans" else None,
+            select_N=self._tensor(np.concatenate([part.select for part in parts])),
+            targets_N=self._tensor(np.concatenate([part.targets for part in parts])),
             sequence_N=self._tensor(np.concatenate(owners)),
-            num_sequences=len(sequences),
+            num_sequences=len(parts),
             rows=rows,
-            num_tokens=int(lengths.sum()),
+            num_tokens=sum(lengths),
+            num_computed=total,
+            num_pairs=sum(
+                (n * (n + 1) - part.skip * (part.skip + 1)) // 2 for n, part in zip(lengths, parts, strict=True)
+            ),
         )
+
+    def _empty(self) -> Batch:
+        """Return a micro-batch without a row: a position that nobody learns from."""
+        nothing = self._tensor(np.zeros(0, dtype=np.int64))
+        one = self._tensor(np.zeros(1, dtype=np.int64)).view(1, 1)
+        packed = self._layout != "padded"
+        spans = Spans.of([(1,)], self._device) if self._layout == "spans" else None
+        rows = np.zeros(0, dtype=np.int64)
+        return Batch(one, one if packed else None, spans, nothing, nothing, nothing, 0, rows, 0, 0, 0)
 
     def _tensor(self, values: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 
-def _row_lengths(shards: Shards) -> npt.NDArray[np.int64]:
-    """Return the tokens of each row's longest sequence."""
+@dataclass(frozen=True)
+class _Placed:
+    """A sequence where it lies in the flattened micro-batch; its first `skip` tokens lie elsewhere already."""
+
+    ids: npt.NDArray[np.int64]
+    begin: int
+    skip: int
+    select: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    owner: int
+
+
+def _place(
+    ids: npt.NDArray[np.uint32], trained: npt.NDArray[np.bool_], *, skip: int, begin: int, trunk: int, owner: int
+) -> _Placed:
+    """Find what a sequence predicts: the token at t + 1 is predicted at t; the first one never is.
+
+    Args:
+        trunk: where its first `skip` tokens lie.
+    """
+    predicted = np.flatnonzero(trained[1:])
+    select = np.where(predicted < skip, trunk + predicted, begin + predicted - skip)
+    targets = ids[1:][predicted].astype(np.int64)
+    return _Placed(ids[skip:].astype(np.int64), begin, skip, select, targets, owner)
+
+
+def _row_lengths(shards: Shards, *, shared: bool, padded: bool) -> npt.NDArray[np.int64]:
+    """Return the positions each row takes; side by side (`padded`) those of its longer sequence."""
     lengths = shards.lengths
     if shards.num_segments == 1:
         return np.asarray(lengths[:, 0])
-    return np.asarray(lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2]))
+    prompt, answers = lengths[:, 0], lengths[:, 1:]
+    if padded:
+        return np.asarray(prompt + answers.max(axis=1))
+    return np.asarray(prompt * (1 if shared else 2) + answers.sum(axis=1))

@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tunesmith.artifacts import Checkpoint
-from tunesmith.model.adapter_files import save_adapter
+from tunesmith.model.adapter_files import adapter_parameters, save_adapter
 from tunesmith.model.adapters import AdapterSettings, adapters_of
 from tunesmith.model.companions import write_companions
+from tunesmith.model.load import DTYPES
 from tunesmith.model.nf4 import Nf4Linear
 from tunesmith.recipe.schema import Recipe
 from tunesmith.rows.conversation import Conversation
@@ -18,25 +22,50 @@ from tunesmith.store.run_dir import RunDir
 from tunesmith.tokens.chat import TemplateProblem, encode_conversation
 from tunesmith.tokens.templates import ChatTemplate, template_for
 from tunesmith.tokens.tokenizer import ChatTokenizer, load_tokenizer
+from tunesmith.train.setting import Setting
+from tunesmith.train.world import World
 
 _RECORD = "training.json"
 _QUANTISED = "quantised.json"  # read by `tunesmith.merge`
 
 
-def write_final(recipe: Recipe, run_dir: RunDir, base: Path, model: Any, record: Checkpoint, identity: str) -> None:
-    """Write the trained model with its companions and its record, all at once or not at all."""
+def gathered(model: Any, recipe: Recipe, world: World) -> dict[str, Tensor] | None:
+    """Return the trained tensors whole, on rank 0's CPU; None where the model holds them whole itself.
+
+    Every rank must call it: shards are put together one tensor at a time.
+    """
+    if recipe.train.parallelism != "fsdp2" or world.size == 1:
+        return None
+    adapters = bool(adapters_of(model))
+    named = adapter_parameters(model) if adapters else dict(model.named_parameters())
+    dtype = torch.float32 if adapters else DTYPES[recipe.model.dtype]
+    whole: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        tensor = parameter.detach()
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if world.is_first:
+            whole[name] = tensor.to("cpu", dtype)
+    return whole
+
+
+def write_final(setting: Setting, model: Any, tensors: dict[str, Tensor] | None, record: Checkpoint) -> None:
+    """Write the trained model with its companions and its record, all at once or not at all.
+
+    Args:
+        tensors: what `gathered` gave.
+    """
+    recipe, run_dir, base = setting.recipe, setting.run_dir, setting.base
     tokenizer = load_tokenizer(base)
     template = template_for(tokenizer, recipe.data.chat_template)
     with files.writing_directory(run_dir.trained) as directory:
-        adapted = adapters_of(model)
-        if adapted:
+        if adapters_of(model):
             settings = AdapterSettings.of(recipe.train.lora, recipe.train.method)
-            save_adapter(directory, adapted, settings, record.base_model)
+            save_adapter(directory, model, settings, record.base_model, tensors)
             _note_quantised(directory, model, recipe)
         else:
-            model.save_pretrained(str(directory), max_shard_size=f"{recipe.merge.max_shard_gib}GB")
+            model.save_pretrained(str(directory), max_shard_size=f"{recipe.merge.max_shard_gib}GB", state_dict=tensors)
         write_companions(base, directory, template=template.text, end_ids=end_of_turn(tokenizer, template))
-        files.write_json(directory / _RECORD, {"identity": identity, "record": record.to_json()})
+        files.write_json(directory / _RECORD, {"identity": setting.identity, "record": record.to_json()})
 
 
 def _note_quantised(directory: Path, model: Any, recipe: Recipe) -> None:

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from tunesmith.errors import TrainError
-from tunesmith.model.head import SplitModel
 from tunesmith.recipe.schema import Train
-from tunesmith.track.console import Progress
+from tunesmith.track.console import Progress, say, warn
 from tunesmith.track.tracker import Tracker
+from tunesmith.train import watch
 from tunesmith.train.batches import Collator, Rows, Stream
 from tunesmith.train.checkpoint import Checkpoints
-from tunesmith.train.meter import Meter, peak_memory_bytes
-from tunesmith.train.objective import Objective
+from tunesmith.train.meter import Counts, Flops, Meter, peak_memory_bytes
+from tunesmith.train.objective import METRICS, Objective
 from tunesmith.train.optim import Moved, clip, learning_rate, optimizer_tensors
+from tunesmith.train.out_of_memory import MemoryRoom, is_out_of_memory
+from tunesmith.train.reference import Reference
 from tunesmith.train.stop import StopSignals
+from tunesmith.train.token_losses import TokenLosses
 from tunesmith.train.validation import Validation
+from tunesmith.train.world import World
+
+_MAX_ROLLBACKS = 3
 
 
 @dataclass
 class State:
     """What a training knows of its past; saved with every checkpoint."""
 
-    step: int = 0  # optimiser steps done
+    step: int = 0  # optimiser steps done, those left out among them
     first_loss: float | None = None  # of the first logged step
     loss: float | None = None  # of the newest logged step
     loss_sum: float = 0.0  # since the newest logged step
     loss_count: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # of single steps, newest last
     validated_at: int | None = None
     validation_loss: float | None = None
-    num_tokens: int = 0
-    num_trained: int = 0
+    best_validation_loss: float | None = None
+    best_step: int | None = None
+    num_validations_since_best: int = 0
+    left_out: list[int] = field(default_factory=list)  # steps whose rows are not trained on
+    num_rollbacks: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
-    resumed_from_steps: list[int] = dataclasses.field(default_factory=list)
+    resumed_from_steps: list[int] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> State:
+        return cls(**document | {"counts": Counts(**document["counts"])})
 
 
 @dataclass(frozen=True)
@@ -46,114 +62,243 @@ class Job:
     """Everything the loop works with, built by the stage."""
 
     train: Train
-    split: SplitModel
+    seed: int
+    world: World
+    losses: TokenLosses
     moved: Moved
     optimizer: torch.optim.Optimizer
     objective: Objective
+    reference: Reference | None  # of DPO
     stream: Stream
     collator: Collator
+    room: MemoryRoom
     validation: Validation | None
     checkpoints: Checkpoints
-    tracker: Tracker
+    tracker: Tracker | None  # rank 0's
     stop: StopSignals
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold shards, whose gradients are summed during the backward pass."""
+        return self.train.parallelism == "fsdp2" and self.world.size > 1
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.tracker is not None:
+            self.tracker.log(step, metrics)
+
+
+class RollBack(Exception):
+    """Asks the stage to go back to the newest checkpoint, with a step left out."""
+
+
+# ── A training ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def fit(job: Job, state: State) -> None:
     """Train from where `state` stands to the last step. Changes `state` as it goes.
 
     Raises:
-        TrainError: the loss is not finite, or memory ran out.
+        TrainError: a step was bad and `on_bad_step` says stop, or memory ran out.
+        RollBack: it says roll back.
         Interrupted: a signal asked to stop; the step it came in is finished and saved.
     """
-    num_steps, train = job.stream.num_steps, job.train
-    meter = Meter(tokens_before=state.num_tokens, trained_before=state.num_trained, seconds_before=state.seconds)
-    with job.stop.noted(), Progress("train", num_steps, "steps") as progress:
+    train, num_steps = job.train, job.stream.num_steps
+    flops = Flops.of(job.losses.model, job.moved.num_parameters if train.method != "full" else 0)
+    meter = Meter(counts=state.counts, seconds=state.seconds, flops=flops, num_ranks=job.world.size)
+    looks = watch.Watch(train)
+    with job.stop.noted(), Progress("train", num_steps, "steps", shown=job.world.is_first) as progress:
         progress.start_at(state.step)
         if state.step:
-            _validate_if_due(job, state)  # a stop signal may have come between the step and its validation
-        while state.step < num_steps and not job.stop.requested:
+            _validate_if_due(job, state, looks)  # a signal may have come between the step and its validation
+        while state.step < num_steps and not _stopped_early(job, state) and not job.stop.agreed:
+            if state.step in state.left_out:  # after a rollback
+                state.step += 1
+                progress.advance(1)
+                continue
             metrics = _step(job, state, meter)
             if state.step % train.logging_steps == 0 or state.step == num_steps:
-                _log(job, state, meter, metrics)
-            progress.advance(1, f"loss {state.loss:.4f}" if state.loss is not None else "")
-            _validate_if_due(job, state)
-            if state.step % train.save_steps == 0 or state.step == num_steps or job.stop.requested:
-                save(job, state)
-    if job.stop.requested:
-        raise job.stop.interrupted(state.step)
+                metrics |= _log(job, state, meter, metrics)
+                looks.step(
+                    state.step, state.loss or 0.0, metrics["train/grad_norm"], metrics["train/tokens_per_second"]
+                )
+            progress.advance(1, _note(state, metrics))
+            best = _validate_if_due(job, state, looks) and train.load_best_model_at_end
+            ends = state.step == num_steps or _stopped_early(job, state) or job.stop.agreed
+            if state.step % train.save_steps == 0 or best or ends:
+                save(job, state, best=best)
+    written = job.checkpoints.wait()
+    if job.stop.agreed:
+        raise job.stop.interrupted(state.step, saved=written)
 
 
 def _step(job: Job, state: State, meter: Meter) -> dict[str, float]:
-    """Make one optimiser step, and return its metrics. The sum of losses is divided by the global batch's count."""
+    """Make one optimiser step, and return its metrics. Losses and gradients are sums over all rows of the global batch,
+    whichever rank and micro-batch they were in, divided by the global batch's count.
+    """
     meter.start()
     rows = job.stream.rows(state.step)
     num_targets = job.collator.num_targets(rows)
-    count = len(rows) if job.train.objective == "dpo" else max(1, num_targets)
+    count = len(rows) if job.reference else max(1, num_targets)
     rate = learning_rate(job.train, state.step, job.stream.num_steps)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
-    total: Any = 0.0  # stays on the device until the step is over
-    metrics, num_tokens = dict[str, Any](), 0
-    for batch in job.collator.micro_batches(rows):
-        loss_sum, sums = job.objective(job.split, batch)
-        (loss_sum / count).backward()
-        total = total + loss_sum.detach().double()
-        metrics = {name: metrics.get(name, 0.0) + value for name, value in sums.items()}
-        num_tokens += batch.num_tokens
-    norm = float(clip(job.moved.weights, job.train.max_grad_norm))
-    loss = float(total) / count
-    _check_finite(loss, norm, state.step, rows)
-    job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
-    job.moved.write_back()
-    meter.stop(num_tokens, num_targets)
-    state.num_tokens, state.num_trained, state.seconds = meter.num_tokens, meter.num_trained, meter.seconds
-    state.step += 1
-    state.loss_sum, state.loss_count = state.loss_sum + float(total), state.loss_count + count
-    means = {f"train/{name}": float(value) / count for name, value in metrics.items()}
-    return {"train/learning_rate": rate, "train/grad_norm": norm} | means
-
-
-def _check_finite(loss: float, norm: float, step: int, rows: Rows) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    what = f"the {'loss' if not math.isfinite(loss) else 'gradient'} is not finite in step {step + 1}"
-    shown = ", ".join(str(row) for row in rows[:16]) + ("…" if len(rows) > 16 else "")
-    do = (
-        "lower train.learning_rate or train.max_grad_norm, or use model.dtype: float32; "
-        f"the sequences of this step: {shown} (`tunesmith data show` prints rows)"
+    sums, counts = _accumulate(job, state, rows, count)
+    if not job.sharded:
+        job.world.sum_gradients(list(job.moved.weights.values()))
+    names = ("loss", *METRICS[job.train.objective])
+    stops, *summed = job.world.sums(
+        [float(bool(job.stop.requested)), *(sums.get(name, 0.0) for name in names), *counts]
     )
-    raise TrainError(what, do=do)
+    job.stop.agree(bool(stops))
+    means = {name: value / count for name, value in zip(names, summed, strict=False)}
+    norm = clip(job.moved.weights, job.train.max_grad_norm)
+    loss = means.pop("loss")
+    fault = watch.fault_of(loss, norm, state.recent_losses, job.train)
+    if fault is not None:
+        _leave_out(job, state, fault, rows)
+    else:
+        job.optimizer.step()
+        job.moved.write_back()
+        state.loss_sum, state.loss_count = state.loss_sum + loss * count, state.loss_count + count
+        state.recent_losses = [*state.recent_losses, loss][-watch.WINDOW :]
+    job.optimizer.zero_grad(set_to_none=True)
+    meter.stop(Counts(summed[len(names)], num_targets, *summed[len(names) + 1 :]))
+    state.counts, state.seconds = meter.counts, meter.seconds
+    state.step += 1
+    return {"train/learning_rate": rate, "train/grad_norm": norm} | {f"train/{n}": v for n, v in means.items()}
 
 
-def _log(job: Job, state: State, meter: Meter, metrics: dict[str, float]) -> None:
-    """Write the mean loss since the last time, and the newest step's other numbers."""
-    state.loss = state.loss_sum / state.loss_count
-    state.first_loss = state.loss if state.first_loss is None else state.first_loss
+def _accumulate(job: Job, state: State, rows: Rows, count: int) -> tuple[dict[str, float], tuple[float, float, float]]:
+    """Add up the gradients of this rank's share of a global batch; return sums of losses and metrics, and the tokens,
+    positions and pairs that went through the model. When memory runs out, starts over with half the micro-batch.
+    """
+    while True:
+        if job.reference is not None:
+            job.reference.begin(rows)
+        torch.manual_seed(_seed_of(job.seed, state.step, job.world.rank))
+        sums = dict[str, Any](loss=0.0)  # stay on the device until the step is over
+        tokens, computed, pairs = 0, 0, 0
+        try:
+            for batch in job.collator.micro_batches(rows):
+                loss_sum, more = job.objective(job.losses, batch)
+                (loss_sum / count).backward()
+                for name, value in (more | {"loss": loss_sum.detach()}).items():
+                    sums[name] = sums.get(name, 0.0) + value.double()
+                tokens, computed, pairs = (
+                    tokens + batch.num_tokens,
+                    computed + batch.num_computed,
+                    pairs + batch.num_pairs,
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            if job.reference is not None:
+                job.reference.end(rows, job.world)
+            return {name: float(value) for name, value in sums.items()}, (tokens, computed, pairs)
+        job.optimizer.zero_grad(set_to_none=True)
+        event = job.room.halve(job.collator, state.step + 1, ranks_meet=job.sharded)
+        state.events.append(event)
+
+
+def _seed_of(*numbers: int) -> int:
+    """Return a seed made of (seed, step, rank): a step's random numbers depend on nothing that happened before it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# ── Steps that are not taken ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _leave_out(job: Job, state: State, fault: str, rows: Rows) -> None:
+    """Do what `on_bad_step` says about the step under way."""
+    policy, step = job.train.on_bad_step, state.step + 1
+    shown = ", ".join(str(row) for row in rows[:16]) + ("…" if len(rows) > 16 else "")
+    if policy == "stop" or (policy == "rollback" and state.num_rollbacks >= _MAX_ROLLBACKS):
+        do = (
+            "lower train.learning_rate or train.max_grad_norm, use model.dtype: float32, or set train.on_bad_step: skip; "
+            f"the sequences of this step: {shown} (`tunesmith data show` prints rows)"
+        )
+        raise TrainError(f"{fault} in step {step}", do=do)
+    event = {"step": step, "event": policy, "reason": fault, "rows": [int(row) for row in rows]}
+    if policy == "rollback":
+        raise RollBack(event)
+    if job.world.is_first:
+        warn(f"{fault} in step {step}, which is left out; its sequences: {shown}")
+    state.left_out.append(state.step)
+    state.events.append(event)
+    job.log(step, {"train/steps_left_out": len(state.left_out)})
+
+
+# ── What is told, measured and kept ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _log(job: Job, state: State, meter: Meter, metrics: dict[str, float]) -> dict[str, float]:
+    """Write the mean loss since the last time, and the newest step's other numbers; return what was measured here."""
+    if state.loss_count:
+        state.loss = state.loss_sum / state.loss_count
+        state.first_loss = state.loss if state.first_loss is None else state.first_loss
     state.loss_sum, state.loss_count = 0.0, 0
     state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes())
-    job.tracker.log(
-        state.step,
-        {"train/loss": state.loss}
-        | metrics
-        | meter.rates()
-        | {"train/epoch": job.stream.epochs_done(state.step), "train/memory_gib": peak_memory_bytes() / 2**30},
+    measured = meter.rates(job.world.device, job.losses.model.dtype) | {
+        "train/epoch": job.stream.epochs_done(state.step),
+        "train/memory_gib": peak_memory_bytes() / 2**30,
+    }
+    loss = {"train/loss": state.loss} if state.loss is not None else {}
+    job.log(state.step, loss | metrics | measured)
+    return measured
+
+
+def _note(state: State, metrics: dict[str, float]) -> str:
+    """Return what stands behind the progress bar."""
+    if state.loss is None or "train/mfu" not in metrics:
+        return ""
+    total, trained = metrics["train/tokens_per_second"], metrics["train/trained_tokens_per_second"]
+    return (
+        f"loss {state.loss:.4f} · lr {metrics['train/learning_rate']:.2e} · grad {metrics['train/grad_norm']:.2f} · "
+        f"{total:,.0f} tok/s ({trained:,.0f} trained) · {metrics['train/mfu']:.0%} of peak · "
+        f"{metrics['train/memory_gib']:.1f} GiB"
     )
 
 
-def _validate_if_due(job: Job, state: State) -> None:
-    """Measure the validation loss where the recipe asks for it, and after the last step."""
+def _validate_if_due(job: Job, state: State, looks: watch.Watch) -> bool:
+    """Measure the validation loss where the recipe asks for it, and after the last step; return whether it is the
+    lowest so far.
+    """
     every, last = job.train.eval_steps, state.step == job.stream.num_steps
     due = last or (every is not None and state.step % every == 0)
     if job.validation is None or not due or state.validated_at == state.step:
-        return
-    metrics = job.validation.measure(job.split, job.objective, job.stop)
-    if metrics is not None:
-        state.validation_loss, state.validated_at = metrics["eval/loss"], state.step
-        job.tracker.log(state.step, metrics)
+        return False
+    metrics = job.validation.measure(job.losses, job.world, job.stop)
+    if metrics is None:
+        job.stop.agree(True)
+        return False
+    loss = state.validation_loss = metrics["eval/loss"]
+    state.validated_at = state.step
+    better = state.best_validation_loss is None or loss < state.best_validation_loss
+    state.num_validations_since_best = 0 if better else state.num_validations_since_best + 1
+    job.log(state.step, metrics)
+    if job.world.is_first:
+        looks.validated(state.step, loss)
+    if better:
+        state.best_validation_loss, state.best_step = loss, state.step
+    if _stopped_early(job, state):
+        state.events.append({"step": state.step, "event": "early stop", "reason": f"best was step {state.best_step}"})
+        if job.world.is_first:
+            say(f"  train: stops early, the validation loss was lowest after step {state.best_step}")
+    return better
 
 
-def save(job: Job, state: State) -> None:
-    """Write a checkpoint of this moment."""
+def _stopped_early(job: Job, state: State) -> bool:
+    patience = job.train.early_stopping_patience
+    return patience is not None and state.num_validations_since_best >= patience
+
+
+def save(job: Job, state: State, *, best: bool = False) -> None:
+    """Begin to write a checkpoint of this moment; training goes on meanwhile."""
     tensors = optimizer_tensors(job.optimizer, job.moved.weights)
-    job.checkpoints.save(state.step, dict(job.moved.weights), tensors, dataclasses.asdict(state))
+    if job.reference is not None:
+        tensors[REFERENCE] = job.reference.table_N2
+    job.checkpoints.save(state.step, dict(job.moved.weights), tensors, dataclasses.asdict(state), best=best)
+
+
+REFERENCE = "reference//log_probabilities"  # beside the optimiser's tensors in a checkpoint

@@ -1,4 +1,4 @@
-"""What is optimised: a function of (model, micro-batch) that returns (sum of losses, metrics as sums).
+"""What is optimised: a function of (token losses, micro-batch) that returns (sum of losses, metrics as sums).
 
 The loop divides both by the count of the whole global batch: trained tokens for `sft`, pairs for `dpo`. One rule for
 gradient accumulation, packing and ranks.
@@ -9,42 +9,42 @@ Shapes: N positions with a loss, H hidden size, V vocabulary, P pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from tunesmith.model.head import SplitModel
-from tunesmith.recipe.memory import LOGITS_CHUNK_BYTES
 from tunesmith.recipe.schema import Dpo
 from tunesmith.train.batches import Batch
+from tunesmith.train.token_losses import TokenLosses
 
 Metrics = dict[str, Tensor]
-Objective = Callable[[SplitModel, Batch], tuple[Tensor, Metrics]]
+Objective = Callable[[TokenLosses, Batch], tuple[Tensor, Metrics]]
+METRICS = {"sft": (), "dpo": ("reward_accuracy", "reward_margin")}  # their names, in an order that all ranks know
 
 
-def sft(split: SplitModel, batch: Batch) -> tuple[Tensor, Metrics]:
+def sft(losses: TokenLosses, batch: Batch) -> tuple[Tensor, Metrics]:
     """Return the cross-entropy summed over the trained tokens."""
-    return token_losses(split, batch).sum(), {}
+    return losses(batch, summed=True), {}
 
 
 class DpoObjective:
-    """Direct preference optimisation against log-probabilities of the reference, known in advance.
+    """Direct preference optimisation.
 
     Args:
-        reference: (rows, 2) log-probability of the chosen and the rejected answer under the reference model.
+        reference: (token losses, micro-batch) -> log-probability of the chosen and the rejected answer of its rows under
+            the reference model, (P, 2).
     """
 
-    def __init__(self, settings: Dpo, reference: Tensor) -> None:
+    def __init__(self, settings: Dpo, reference: Callable[[TokenLosses, Batch], Tensor]) -> None:
         self._settings, self._reference = settings, reference
 
-    def __call__(self, split: SplitModel, batch: Batch) -> tuple[Tensor, Metrics]:
+    def __call__(self, losses: TokenLosses, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return the loss summed over the pairs."""
-        policy_2P = sequence_log_probabilities(split, batch)
+        reference_P2 = self._reference(losses, batch)
+        policy_2P = sequence_log_probabilities(losses, batch)
         chosen_P, rejected_P = policy_2P.chunk(2)
-        reference_P2 = self._reference[torch.from_numpy(batch.rows)].to(policy_2P.device)
+        reference_P2 = reference_P2.to(policy_2P.device)
         chosen_ratio_P = chosen_P - reference_P2[:, 0]
         rejected_ratio_P = rejected_P - reference_P2[:, 1]
         lengths_2P = torch.bincount(batch.sequence_N, minlength=batch.num_sequences).clamp(min=1)
@@ -76,60 +76,7 @@ def preference_losses(dpo: Dpo, chosen_ratio_P: Tensor, rejected_ratio_P: Tensor
     return -(1 - smoothing) * right_P - smoothing * wrong_P
 
 
-def sequence_log_probabilities(split: SplitModel, batch: Batch) -> Tensor:
+def sequence_log_probabilities(losses: TokenLosses, batch: Batch) -> Tensor:
     """Return log p of the trained tokens of each sequence, (sequences,)."""
-    losses_N = token_losses(split, batch)
+    losses_N = losses(batch)
     return -losses_N.new_zeros(batch.num_sequences).index_add(0, batch.sequence_N, losses_N)
-
-
-def token_losses(split: SplitModel, batch: Batch) -> Tensor:
-    """Return the cross-entropy of each trained token in float32, (N,). Logits exist for a chunk of them at a time."""
-    hidden_BTH = split.hidden(batch.ids_BT, batch.positions_BT)
-    hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[batch.select_N]
-    if not split.head_is_trained:
-        losses_N: Tensor = _FrozenHead.apply(hidden_NH, batch.targets_N, split)
-        return losses_N
-    pieces = zip(_chunks(hidden_NH, split), _chunks(batch.targets_N, split), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(_losses, h, t, split, use_reentrant=False) for h, t in pieces])
-    return torch.cat([_losses(h, t, split) for h, t in pieces])
-
-
-def _losses(hidden_NH: Tensor, targets_N: Tensor, split: SplitModel) -> Tensor:
-    return functional.cross_entropy(split.logits(hidden_NH), targets_N, reduction="none")
-
-
-def _chunks(values_N: Tensor, split: SplitModel) -> tuple[Tensor, ...]:
-    """Cut along N so that one chunk's logits take LOGITS_CHUNK_BYTES."""
-    size = max(16, LOGITS_CHUNK_BYTES // (4 * split.vocab_size))
-    return values_N.split(size) if len(values_N) else (values_N,)
-
-
-class _FrozenHead(torch.autograd.Function):
-    """Losses of a head that does not move: gradients of the hidden states are made together with the losses.
-
-    Positions do not meet each other in the head, so each position's gradient is known up to the factor that arrives in
-    the backward pass. Nothing of a chunk's logits outlives it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, targets_N: Tensor, split: SplitModel) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        losses, gradients = [], []
-        for hidden_CH, targets_C in zip(_chunks(hidden_NH, split), _chunks(targets_N, split), strict=True):
-            if not wanted:
-                losses.append(_losses(hidden_CH, targets_C, split))
-                continue
-            with torch.enable_grad():
-                hidden_CH = hidden_CH.detach().requires_grad_()
-                losses_C = _losses(hidden_CH, targets_C, split)
-                gradients += torch.autograd.grad(losses_C.sum(), hidden_CH)
-            losses.append(losses_C.detach())
-        if wanted:
-            ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, None, None]:
-        (gradient_NH,) = ctx.saved_tensors
-        return (gradient_NH * arriving[0][:, None]).to(gradient_NH.dtype), None, None

@@ -1,8 +1,8 @@
 """What moves, how it moves, and how fast.
 
-Moved weights are float32 wherever they are updated: adapters are float32 themselves; whole models in 16 bits have a
-float32 copy here, with float32 gradients, because an update of relative size 1e-3 is below bfloat16's resolution and
-sums of many micro-batches would lose their small terms.
+Moved weights are float32 wherever they are updated: adapters are float32 themselves; what else moves in 16 bits (whole
+models, modules beside an adapter) has a float32 copy here, with float32 gradients, because an update of relative size
+1e-3 is below bfloat16's resolution and sums of many micro-batches would lose their small terms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tunesmith.model.adapter_files import adapter_parameters
 from tunesmith.model.adapters import adapters_of
+from tunesmith.model.nf4 import bitsandbytes
 from tunesmith.recipe.schema import Train
 
 DEFAULT_WARMUP_RATIO = 0.03
@@ -28,8 +29,7 @@ class Moved:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        adapted = adapters_of(model)
-        named = adapter_parameters(adapted) if adapted else dict(model.named_parameters())
+        named = adapter_parameters(model) if adapters_of(model) else dict(model.named_parameters())
         self._in_model: dict[str, nn.Parameter] = named
         for parameter in named.values():
             parameter.requires_grad_(True)
@@ -66,17 +66,25 @@ class Moved:
         return sum(parameter.numel() for parameter in self.weights.values())
 
 
-def build_optimizer(train: Train, weights: dict[str, nn.Parameter]) -> torch.optim.AdamW:
-    """Return fused AdamW with two groups: matrices decay; biases, norms and magnitudes do not."""
+def build_optimizer(train: Train, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimiser with two groups: matrices decay; biases, norms and magnitudes do not.
+
+    Raises:
+        EnvironmentProblem: an 8-bit optimiser, and bitsandbytes is not installed.
+    """
     matrices = [weight for weight in weights.values() if weight.ndim >= 2]
     vectors = [weight for weight in weights.values() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    if train.optim == "adafactor":
+        return torch.optim.Adafactor(groups, lr=train.learning_rate)
+    betas = (train.adam_beta1, train.adam_beta2)
+    if train.optim == "adamw":
+        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True)
+    kinds = bitsandbytes("optim", needed_for=f"`train.optim: {train.optim}`")
+    kind = kinds.PagedAdamW8bit if train.optim == "paged_adamw_8bit" else kinds.AdamW8bit
+    made: torch.optim.Optimizer = kind(groups, lr=train.learning_rate, betas=betas)
+    return made
 
 
 def learning_rate(train: Train, step: int, num_steps: int) -> float:
@@ -103,18 +111,20 @@ def warmup_steps(train: Train, num_steps: int) -> int:
     return math.ceil(round(ratio * num_steps, 6))
 
 
-def clip(weights: dict[str, nn.Parameter], max_grad_norm: float) -> Tensor:
-    """Scale gradients down to a global norm, and return the norm they had."""
-    norm: Tensor = torch.nn.utils.clip_grad_norm_(list(weights.values()), max_grad_norm)
-    return norm
+def clip(weights: dict[str, nn.Parameter], max_grad_norm: float) -> float:
+    """Scale gradients down to a global norm, and return the norm they had, over all shards."""
+    norm = torch.nn.utils.clip_grad_norm_(list(weights.values()), max_grad_norm)
+    whole = getattr(norm, "full_tensor", None)  # of a DTensor, whose import would cost every training a second
+    return float(whole() if whole else norm)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the optimiser's state by name: `WEIGHT//exp_avg` and so on."""
+    """Return the optimiser's state by name: `WEIGHT//exp_avg` and so on. Plain numbers become tensors."""
     found: dict[str, Tensor] = {}
     for name, weight in weights.items():
         for key, value in optimizer.state.get(weight, {}).items():
-            found[f"{name}//{key}"] = value
+            if value is not None:
+                found[f"{name}//{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return found
 
 
@@ -125,5 +135,10 @@ def fill_optimizer(
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("//")
         weight = weights[name]
-        # AdamW's step count stays where fused kernels expect it: with the weight on CUDA, on the CPU otherwise.
-        optimizer.state[weight][key] = tensor.to(weight.device)
+        if key == "step":
+            # Fused AdamW keeps its count with the weight on CUDA and on the CPU otherwise; bitsandbytes counts in Python.
+            counted = isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor)
+            fused = counted and optimizer.defaults.get("fused")
+            optimizer.state[weight][key] = (tensor.to(weight.device) if fused else tensor) if counted else int(tensor)
+        else:
+            optimizer.state[weight][key] = tensor.to(weight.device)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +21,16 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import fingerprint
 from tunesmith.store.run_dir import RunDir
-from tunesmith.tokens.shards import Shards
 from tunesmith.train.final import finished, write_final
+from tunesmith.train.setting import Setting
 from tunesmith.train.stop import StopSignals
 
 if TYPE_CHECKING:
+    from tunesmith.train.checkpoint import Checkpoints
     from tunesmith.train.loop import Job, State
+    from tunesmith.train.optim import Moved
+    from tunesmith.train.reference import Reference
+    from tunesmith.train.world import World
 
 # ── The stage ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,146 +71,201 @@ def _train(
     except ImportError:
         raise missing_extra("torch", "train", needed_for="training") from None
     from tunesmith.model.load import pick_device
-    from tunesmith.track.tracker import open_tracker
-    from tunesmith.train import checkpoint, loop
+    from tunesmith.train import world
 
     torch.set_num_threads(min(torch.get_num_threads(), num_cpus()))
-    device = pick_device()
+    device = pick_device(world.local_rank())
     if device.type == "cpu" and probe().device == "cuda":
         do = "install the CUDA build of PyTorch, or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
         raise EnvironmentProblem("there is a GPU, but this PyTorch does not see it", do=do)
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    with _memory_errors_told(recipe), world.open_world(device) as peers:
+        stop.alone = peers.size == 1
+        return _train_in(peers, Setting(recipe, run_dir, dataset, base, identity), stop)
 
-    with _memory_errors_told(recipe):
-        parts = _build(recipe, run_dir, dataset, base, identity, device)
-        checkpoints = checkpoint.Checkpoints(run_dir.checkpoints, identity=identity, keep=recipe.train.save_total_limit)
-        newest = checkpoints.newest()
-        state = _restore(newest, parts) if newest else loop.State()
-        with open_tracker(recipe, run_dir, resumed_at_step=state.step if newest else None) as tracker:
-            job = loop.Job(recipe.train, checkpoints=checkpoints, tracker=tracker, stop=stop, **parts)
-            loop.fit(job, state)
-            record = _record(recipe, run_dir, base, job, state)
+
+def _train_in(world: World, setting: Setting, stop: StopSignals) -> Checkpoint:
+    """Train as one of the ranks of a world."""
+    from tunesmith.track.tracker import open_tracker
+    from tunesmith.train import loop
+    from tunesmith.train.building import build
+    from tunesmith.train.checkpoint import Checkpoints
+    from tunesmith.train.final import gathered
+
+    recipe, run_dir = setting.recipe, setting.run_dir
+    parts = build(setting, world)
+    checkpoints = Checkpoints(
+        run_dir.checkpoints, identity=setting.identity, keep=recipe.train.save_total_limit,
+        rank=world.rank, num_ranks=world.size, attempt=world.from_first(secrets.token_hex(4)),
+    )  # fmt: skip
+    state = _restore(checkpoints, parts, world)
+    with contextlib.ExitStack() as stack:
+        tracker = None
+        if world.is_first:
+            resumed_at = state.step if state.resumed_from_steps else None
+            tracker = stack.enter_context(open_tracker(recipe, run_dir, resumed_at_step=resumed_at))
+        job = loop.Job(recipe.train, recipe.seed, world, checkpoints=checkpoints, tracker=tracker, stop=stop, **parts)
+        _dry_run(job)
+        _fit(job, state)
+        if recipe.train.load_best_model_at_end:
+            _take_best(job, state)
+        record = _record(setting, job, state)
+        if tracker is not None:
             tracker.summary(_summary(record))
-        write_final(recipe, run_dir, base, job.split.model, record, identity)
+        tensors = gathered(job.losses.model, recipe, world)
+    if world.is_first:
+        write_final(setting, job.losses.model, tensors, record)
+    world.wait_for_all()
     return record
 
 
-# ── The parts, in the order they depend on each other ────────────────────────────────────────────────────────────────
+def _fit(job: Job, state: State) -> None:
+    """Call the loop, and go back to the newest checkpoint as often as it asks for it."""
+    from tunesmith.track.console import warn
+    from tunesmith.train import loop
+
+    while True:
+        try:
+            return loop.fit(job, state)
+        except loop.RollBack as asked:
+            (event,) = asked.args
+            job.optimizer.zero_grad(set_to_none=True)
+            job.checkpoints.wait()
+            kept = [*state.left_out, event["step"] - 1], state.num_rollbacks + 1, [*state.events, event]
+            earlier = _load(job.world.from_first(_newest(job)), job.moved, job.optimizer, job.reference)
+            if job.world.is_first:
+                warn(
+                    f"{event['reason']} in step {event['step']}: back to step {earlier.step}, and past it without its rows"
+                )
+            if job.tracker is not None:
+                job.tracker.rewind(earlier.step)
+            for field in dataclasses.fields(state):
+                setattr(state, field.name, getattr(earlier, field.name))
+            state.left_out, state.num_rollbacks, state.events = kept
 
 
-def _build(recipe: Recipe, run_dir: RunDir, dataset: Dataset, base: Path, identity: str, device: Any) -> dict[str, Any]:
-    """Return the loop's parts: tokens, model, adapter, what moves, the optimiser, the objective."""
+def _newest(job: Job) -> str | None:
+    newest = job.checkpoints.newest() if job.world.is_first else None
+    return str(newest) if newest else None
+
+
+def _dry_run(job: Job) -> None:
+    """Let the largest micro-batch pass through the model before step 1, so that a lack of memory shows at once.
+
+    On a GPU only: elsewhere memory is promised without limit, and nothing would show.
+    """
     import torch
 
-    from tunesmith.model.adapters import AdapterSettings, attach
-    from tunesmith.model.head import keeps_packed_rows_apart, split
-    from tunesmith.model.load import check_vocabulary, load_model
-    from tunesmith.tokens.tokenizer import load_tokenizer
-    from tunesmith.train.batches import Collator, Stream
-    from tunesmith.train.optim import Moved, build_optimizer
+    from tunesmith.train.out_of_memory import is_out_of_memory
 
-    train = recipe.train
-    shards = Shards(run_dir.absolute(dataset.train))
-    if not len(shards):
-        raise TrainError("there are no rows to train on", where=str(shards.directory), do="see data/quarantine.jsonl")
-    held_out = Shards(run_dir.absolute(dataset.validation)) if dataset.validation else None
-    stream = Stream(len(shards), train, recipe.seed)
-
-    model = load_model(base, recipe.model, four_bit=train.method in ("qlora", "qdora"), device=device)
-    check_vocabulary(model, load_tokenizer(base).id_limit, base)
-    torch.manual_seed(recipe.seed)
-    if train.method != "full":
-        attach(model, AdapterSettings.of(train.lora, train.method), seed=recipe.seed)
-    moved = Moved(model)
-    if train.gradient_checkpointing is True:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    parted = split(model)
-    if recipe.data.packing is True and not keeps_packed_rows_apart(parted):
-        what = f"{type(model).__name__} with {recipe.model.attn_implementation} attention mixes rows that are packed"
-        raise TrainError(what, where="data.packing", do="set data.packing: false")
-
-    def collator(of: Shards) -> Collator:
-        size = int(train.per_device_train_batch_size)
-        return Collator(of, micro_batch_size=size, packing=recipe.data.packing is True, device=device)
-
-    parts = {
-        "split": parted,
-        "moved": moved,
-        "optimizer": build_optimizer(train, moved.weights),
-        "stream": stream,
-        "collator": collator(shards),
-    }
-    return parts | _objectives(recipe, run_dir, identity, parts, collator(held_out) if held_out else None, held_out)
+    if job.world.device.type != "cuda":
+        return
+    while True:
+        largest = job.collator.largest()
+        if job.reference is not None:
+            job.reference.begin(largest)
+        try:
+            for batch in job.collator.micro_batches(largest):
+                job.objective(job.losses, batch)[0].backward()
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        job.room.halve(job.collator, 0, ranks_meet=job.sharded)
+    job.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.reset_peak_memory_stats()
 
 
-def _objectives(
-    recipe: Recipe, run_dir: RunDir, identity: str, parts: dict[str, Any], held_out: Any, held_out_rows: Shards | None
-) -> dict[str, Any]:
-    """Return the objective and the validation; DPO scores its rows under the reference model first."""
-    import numpy as np
-
-    from tunesmith.train.objective import DpoObjective, sft
-    from tunesmith.train.reference import reference_log_probabilities
-    from tunesmith.train.validation import Validation
-
-    num_held_out = len(held_out_rows) if held_out_rows is not None else 0
-    if recipe.train.objective == "sft":
-        validation = Validation(held_out, num_held_out, counts_pairs=False) if num_held_out else None
-        return {"objective": sft, "validation": validation}
-
-    def objective(name: str, collator: Any, rows: Any, num_rows: int) -> DpoObjective:
-        cache = run_dir.stage("train") / f"reference-{name}.safetensors"
-        table = reference_log_probabilities(parts["split"], collator, rows, num_rows, cache=cache, identity=identity)
-        return DpoObjective(recipe.train.dpo, table)
-
-    stream = parts["stream"]
-    wanted = np.unique(np.concatenate([stream.rows(step) for step in range(stream.num_steps)]))
-    trained = objective("train", parts["collator"], wanted, stream.num_sequences)
-    validation = None
-    if num_held_out:
-        own = objective("validation", held_out, np.arange(num_held_out), num_held_out)
-        validation = Validation(held_out, num_held_out, counts_pairs=True, objective=own)
-    return {"objective": trained, "validation": validation}
+# ── Where it starts, and where it ends ───────────────────────────────────────────────────────────────────────────────
 
 
-def _restore(newest: Path, parts: dict[str, Any]) -> State:
-    """Put a checkpoint into the parts, and return the state to go on from."""
+def _restore(checkpoints: Checkpoints, parts: dict[str, Any], world: World) -> State:
+    """Put the newest whole checkpoint into the parts, and return the state to go on from."""
     from tunesmith.track.console import say
-    from tunesmith.train import checkpoint
     from tunesmith.train.loop import State
+
+    newest = checkpoints.newest() if world.is_first else None
+    path = world.from_first(str(newest) if newest else None)
+    if path is None:
+        return State()
+    state = _load(path, parts["moved"], parts["optimizer"], parts["reference"])
+    state.resumed_from_steps.append(state.step)
+    if world.is_first:
+        say(f"  train: goes on after step {state.step} of {parts['stream'].num_steps}")
+    return state
+
+
+def _load(path: str | None, moved: Moved, optimizer: Any, reference: Reference | None) -> State:
+    """Put a checkpoint into what moves, and return its state.
+
+    Raises:
+        TrainError: there is none.
+    """
+    from tunesmith.train import checkpoint
+    from tunesmith.train.loop import REFERENCE, State
     from tunesmith.train.optim import fill_optimizer
 
-    checkpoint.load_weights(newest, parts["moved"].weights)
-    parts["moved"].write_back()
-    fill_optimizer(parts["optimizer"], parts["moved"].weights, checkpoint.load_optimizer_tensors(newest))
-    checkpoint.restore_rng(newest)
-    state = State(**checkpoint.load_state(newest))
-    state.resumed_from_steps.append(state.step)
-    say(f"  train: goes on after step {state.step} of {parts['stream'].num_steps}")
-    return state
+    if path is None:
+        raise TrainError(
+            "there is no checkpoint to go back to yet", do="lower train.save_steps, or train.learning_rate"
+        )
+    checkpoint.load_weights(Path(path), moved.weights)
+    moved.write_back()
+    tensors = checkpoint.load_optimizer_tensors(Path(path), moved.weights)
+    table = tensors.pop(REFERENCE, None)
+    if reference is not None and table is not None:
+        reference.table_N2.copy_(table)
+    fill_optimizer(optimizer, moved.weights, tensors)
+    return State.from_json(checkpoint.load_state(Path(path)))
+
+
+def _take_best(job: Job, state: State) -> None:
+    """Put the weights with the lowest validation loss back, when they are not the newest."""
+    from tunesmith.track.console import say
+    from tunesmith.train import checkpoint
+
+    best = job.checkpoints.best() if job.world.is_first else None
+    path = job.world.from_first(str(best) if best else None)
+    if path is None or state.best_step in (None, state.step):
+        return
+    checkpoint.load_weights(Path(path), job.moved.weights)
+    job.moved.write_back()
+    state.events.append({"step": state.step, "event": "best weights", "reason": f"those of step {state.best_step}"})
+    if job.world.is_first:
+        say(f"  train: ends with the weights of step {state.best_step}, whose validation loss was lowest")
 
 
 # ── The record ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _record(recipe: Recipe, run_dir: RunDir, base: Path, job: Job, state: State) -> Checkpoint:
+def _record(setting: Setting, job: Job, state: State) -> Checkpoint:
+    recipe, base = setting.recipe, setting.base
     in_checkpoint = sum(info.num_elements for info in read_headers(base).values())
     name = recipe.model.name_or_path
-    assert state.first_loss is not None and state.loss is not None, "a training has at least one step"
+    if state.first_loss is None or state.loss is None:
+        raise TrainError(
+            "no step was good enough to be taken", do="see the warnings above, and lower train.learning_rate"
+        )
+    with_best = recipe.train.load_best_model_at_end and state.best_validation_loss is not None
     return Checkpoint(
-        path=run_dir.relative(run_dir.trained),
+        path=setting.run_dir.relative(setting.run_dir.trained),
         method=recipe.train.method,
         base_model=str(base.resolve()) if Path(name).exists() or name.startswith("run:") else name,
         num_steps=state.step,
         first_loss=state.first_loss,
         final_loss=state.loss,
-        validation_loss=state.validation_loss,
+        validation_loss=state.best_validation_loss if with_best else state.validation_loss,
         num_trainable_parameters=job.moved.num_parameters,
         num_parameters=in_checkpoint,
-        trained_tokens_per_second=state.num_trained / max(1e-9, state.seconds),
-        tokens_per_second=state.num_tokens / max(1e-9, state.seconds),
+        trained_tokens_per_second=state.counts.trained / max(1e-9, state.seconds),
+        tokens_per_second=state.counts.tokens / max(1e-9, state.seconds),
         peak_memory_bytes=state.peak_memory_bytes,
         seconds=round(state.seconds, 3),
         resumed_from_steps=tuple(state.resumed_from_steps),
+        num_ranks=job.world.size,
+        events=tuple(state.events),
     )
 
 
@@ -217,18 +279,12 @@ def _summary(record: Checkpoint) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _memory_errors_told(recipe: Recipe) -> Iterator[None]:
-    """Turn what PyTorch raises when memory runs out into an error that says what to do."""
-    import torch
+    """Turn what PyTorch raises when memory runs out outside of steps into an error that says what to do."""
+    from tunesmith.train.out_of_memory import is_out_of_memory, too_large
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        on_cpu = "can't allocate memory" in str(error) or isinstance(error, MemoryError)
-        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
-        size = recipe.train.per_device_train_batch_size
-        do = (
-            f"lower train.per_device_train_batch_size (now {size}; the result stays the same) or data.max_length, "
-            "set train.gradient_checkpointing: true, or use qlora"
-        )
-        raise TrainError("memory ran out", do=do) from None
+        raise too_large(int(recipe.train.per_device_train_batch_size) * recipe.data.max_length) from None

@@ -1,4 +1,8 @@
-"""Stop signals while a model trains: at once outside of steps, after the step and a checkpoint inside them."""
+"""Stop signals while a model trains: at once outside of steps, after the step and a checkpoint inside them.
+
+One process stops after the step in which a signal came. Several ranks stop after the step in which the signal of any of
+them was told to all.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,13 @@ class StopSignals:
 
     Attributes:
         requested: name of the signal that came, or None.
+        alone: whether there is no other rank to agree with.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self.alone = True
+        self._told = False
         self._patient = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -52,7 +59,18 @@ class StopSignals:
         finally:
             self._patient = False
 
-    def interrupted(self, step: int | None = None) -> Interrupted:
+    def agree(self, stop: bool) -> None:
+        """Take note that all ranks know of a signal."""
+        self._told = self._told or stop
+
+    @property
+    def agreed(self) -> bool:
+        """Whether to stop now, on every rank alike."""
+        return self._told or (self.alone and self.requested is not None)
+
+    def interrupted(self, step: int | None = None, *, saved: bool = True) -> Interrupted:
         """Return the error that ends a stopped training."""
-        after = f" after step {step}, which is saved" if step is not None else ""
-        return Interrupted(f"stopped by {self.requested}{after}", do="the same command goes on where this run stopped")
+        kept = "which is saved" if saved else "which could not be saved"
+        after = f" after step {step}, {kept}" if step is not None else ""
+        by = self.requested or "a signal to another rank"
+        return Interrupted(f"stopped by {by}{after}", do="the same command goes on where this run stopped")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from tunesmith.model.head import SplitModel
 from tunesmith.train.batches import Collator
-from tunesmith.train.objective import Objective
+from tunesmith.train.objective import METRICS, Objective
+from tunesmith.train.reference import Reference
 from tunesmith.train.stop import StopSignals
+from tunesmith.train.token_losses import TokenLosses
+from tunesmith.train.world import World
 
-_ROWS_AT_ONCE = 256  # sorted by length within such a piece
+_ROWS_AT_ONCE = 64  # of one rank; ranks agree to go on between such pieces
 
 
 @dataclass(frozen=True)
@@ -21,30 +22,36 @@ class Validation:
     """The held-out rows.
 
     Attributes:
-        objective: takes the place of training's where that one knows its own rows only (DPO's reference).
+        reference: of DPO; it knows these rows only, and `objective` uses it.
     """
 
     collator: Collator
     num_rows: int
-    counts_pairs: bool
-    objective: Objective | None = None
+    objective: Objective
+    reference: Reference | None = None
 
-    def measure(self, split: SplitModel, objective: Objective, stop: StopSignals) -> dict[str, float] | None:
+    def measure(self, losses: TokenLosses, world: World, stop: StopSignals) -> dict[str, float] | None:
         """Return `eval/loss` and the objective's other means; None when a stop signal came meanwhile."""
-        total, count, sums = 0.0, 0, dict[str, Any]()
-        split.model.eval()
+        count, sums = 0, dict.fromkeys(("loss", *METRICS["dpo" if self.reference else "sft"]), 0.0)
+        losses.model.eval()
         try:
             with torch.no_grad():
-                for begin in range(0, self.num_rows, _ROWS_AT_ONCE):
-                    rows = np.arange(begin, min(begin + _ROWS_AT_ONCE, self.num_rows))
-                    count += len(rows) if self.counts_pairs else self.collator.num_targets(rows)
+                for begin in range(0, self.num_rows, _ROWS_AT_ONCE * world.size):
+                    rows = np.arange(begin, min(begin + _ROWS_AT_ONCE * world.size, self.num_rows))
+                    count += len(rows) if self.reference else self.collator.num_targets(rows)
+                    if self.reference:
+                        self.reference.begin(rows)
                     for batch in self.collator.micro_batches(rows):
-                        if stop.requested:
+                        if stop.requested and world.size == 1:
                             return None
-                        loss_sum, more = (self.objective or objective)(split, batch)
-                        total += float(loss_sum)
-                        sums = {name: sums.get(name, 0.0) + float(value) for name, value in more.items()}
+                        loss_sum, more = self.objective(losses, batch)
+                        for name, value in (more | {"loss": loss_sum}).items():
+                            sums[name] += float(value)
+                    if self.reference:
+                        self.reference.end(rows, world)
+                    if world.sums([float(bool(stop.requested))])[0]:
+                        return None
         finally:
-            split.model.train()
-        count = max(1, count)
-        return {"eval/loss": total / count} | {f"eval/{name}": value / count for name, value in sums.items()}
+            losses.model.train()
+        whole = world.sums(list(sums.values()))
+        return {f"eval/{name}": value / max(1, count) for name, value in zip(sums, whole, strict=True)}

@@ -35,8 +35,10 @@ def test_no_auto_is_left_but_formats_that_rows_decide(tmp_path: Path) -> None:
 def test_what_was_given_is_never_changed(tmp_path: Path) -> None:
     given = recipe(tmp_path, "train: {per_device_train_batch_size: 3, gradient_checkpointing: true}\n")
     resolved, decisions = resolve(given, LAPTOP)
-    assert resolved.train == given.train
-    assert not any(decision.key.startswith("train.") for decision in decisions)
+    decided = {decision.key for decision in decisions}
+    for name, value in plain(given.train).items():
+        if value != "auto":
+            assert plain(resolved.train)[name] == value and f"train.{name}" not in decided
 
 
 def test_the_engine_follows_the_device(tmp_path: Path) -> None:
@@ -44,11 +46,23 @@ def test_the_engine_follows_the_device(tmp_path: Path) -> None:
     assert resolve(recipe(tmp_path), SERVER)[0].serve.engine == "vllm"
 
 
-def test_the_micro_batch_divides_the_global_batch(tmp_path: Path) -> None:
+def test_the_micro_batch_is_as_large_as_it_is_useful_and_fits(tmp_path: Path) -> None:
     for total in (1, 6, 16, 48):
-        resolved, _ = resolve(recipe(tmp_path, f"train: {{global_batch_size: {total}, method: full}}\n"), SERVER)
-        assert isinstance(resolved.train.per_device_train_batch_size, int)
-        assert total % resolved.train.per_device_train_batch_size == 0
+        text = f"train: {{global_batch_size: {total}, method: lora}}\n"
+        size = resolve(recipe(tmp_path, text), SERVER)[0].train.per_device_train_batch_size
+        assert isinstance(size, int) and 1 <= size <= min(total, 16384 // 2048)
+    small = dataclasses.replace(SERVER, device_memory_bytes=20 << 30)
+    assert resolve(recipe(tmp_path, "train: {global_batch_size: 64}\n"), small)[0].train.per_device_train_batch_size == 1
+
+
+def test_ranks_follow_the_devices(tmp_path: Path) -> None:
+    eight = dataclasses.replace(SERVER, num_devices=8)
+    for method, parallelism in (("full", "fsdp2"), ("lora", "ddp")):
+        train = resolve(recipe(tmp_path, f"train: {{method: {method}}}\n"), eight)[0].train
+        assert (train.num_processes, train.parallelism) == (8, parallelism)
+    assert resolve(recipe(tmp_path), LAPTOP)[0].train.num_processes == 1
+    little = dataclasses.replace(eight, device_memory_bytes=24 << 30)
+    assert resolve(recipe(tmp_path), little)[0].train.parallelism == "fsdp2"
 
 
 def test_the_answer_is_bounded_by_the_model(tmp_path: Path) -> None:

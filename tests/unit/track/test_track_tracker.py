@@ -51,7 +51,7 @@ def test_mirrors_get_what_the_file_holds_and_what_comes(tmp_path: Path) -> None:
             tracker.log(step, {"train/loss": 1.0 / step})
     run_dir_lines = list(read_metrics(run_dir.metrics))
     recorder = _Recorder()
-    with Tracker(run_dir, [recorder]) as tracker:
+    with Tracker(run_dir, lambda: [recorder]) as tracker:
         tracker.log(4, {"train/loss": 0.25})
         tracker.summary({"train/final_loss": 0.25})
     assert [line.step for line in recorder.lines] == [1, 2, 3, 4, 4]
@@ -76,7 +76,7 @@ def test_a_mirror_that_fails_later_warns_once(
     monkeypatch.setattr(mirrors, "_PAUSE_SECONDS", 0.001)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret-value")
     broken, healthy = _Recorder(fails_from=1), _Recorder()
-    with Tracker(RunDir(tmp_path), [broken, healthy]) as tracker:
+    with Tracker(RunDir(tmp_path), lambda: [broken, healthy]) as tracker:
         for step in range(1, 50):
             tracker.log(step, {"train/loss": 1.0})
     told = capsys.readouterr().err
@@ -101,7 +101,7 @@ def test_a_slow_mirror_holds_nothing_up_and_gets_lines_together() -> None:
 
 def test_an_exception_tells_mirrors_that_the_training_failed(tmp_path: Path) -> None:
     recorder = _Recorder()
-    with pytest.raises(ValueError, match="out of memory"), Tracker(RunDir(tmp_path), [recorder]):
+    with pytest.raises(ValueError, match="out of memory"), Tracker(RunDir(tmp_path), lambda: [recorder]):
         raise ValueError("out of memory")
     assert recorder.outcome == "failed"
 

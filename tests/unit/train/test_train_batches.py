@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from tests import tiny  # noqa: E402
 from tunesmith.recipe.schema import Train  # noqa: E402
 from tunesmith.tokens.shards import Shards  # noqa: E402
-from tunesmith.train.batches import Collator, Stream, num_steps  # noqa: E402
+from tunesmith.train.batches import Collator, Layout, Stream, num_steps  # noqa: E402
 from tunesmith.train.optim import learning_rate, warmup_steps  # noqa: E402
 
 
@@ -36,19 +36,31 @@ def test_max_steps_ends_earlier_only() -> None:
     assert num_steps(Train(num_train_epochs=0.01, global_batch_size=16), 3) == 1
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["spans", "positions", "padded"])
 @pytest.mark.parametrize("segments", [1, 3])
-def test_micro_batches_hold_every_token_of_every_row(tmp_path: Path, segments: int, packing: bool) -> None:
+def test_micro_batches_hold_every_token_of_every_row(
+    tmp_path: Path, segments: int, layout: Layout, num_ranks: int
+) -> None:
     tiny.write_rows(tmp_path / "shards", num_rows=9, segments=segments)
     shards = Shards(tmp_path / "shards")
-    collator = Collator(shards, micro_batch_size=4, packing=packing, device=torch.device("cpu"))
     rows = np.array([8, 1, 5, 0, 7, 2])
-    batches = list(collator.micro_batches(rows))
+    cpu = torch.device("cpu")
+    ranks = [
+        Collator(shards, layout, max_tokens=130, device=cpu, rank=rank, num_ranks=num_ranks, even=True)
+        for rank in range(num_ranks)
+    ]
+    by_rank = [list(collator.micro_batches(rows)) for collator in ranks]
+    assert len({len(batches) for batches in by_rank}) == 1, "ranks that meet have as many micro-batches as each other"
+    collator, batches = ranks[0], [batch for batches in by_rank for batch in batches if len(batch.rows)]
     assert sorted(np.concatenate([batch.rows for batch in batches]).tolist()) == sorted(rows.tolist())
     assert sum(len(batch.select_N) for batch in batches) == collator.num_targets(rows)
     for batch in batches:
         flat = batch.ids_BT.flatten()
-        assert (batch.positions_BT is not None) == packing
+        assert (batch.positions_BT is not None) == (layout != "padded") and (batch.spans is not None) == (
+            layout == "spans"
+        )
+        assert flat.numel() == batch.num_computed and (batch.num_computed <= 130 or len(batch.rows) == 1)
         for number in range(batch.num_sequences):
             pair, side = number % len(batch.rows), number // len(batch.rows)
             parts = [shards.segment(int(batch.rows[pair]), s) for s in ([0] if segments == 1 else [0, side + 1])]
@@ -59,8 +71,21 @@ def test_micro_batches_hold_every_token_of_every_row(tmp_path: Path, segments: i
             mine = batch.sequence_N == number
             assert batch.targets_N[mine].tolist() == ids[1:][trained[1:]].tolist()
             assert flat[batch.select_N[mine]].tolist() == ids[:-1][trained[1:]].tolist()
-    longest = [max(int(shards.lengths[row].sum()) for row in batch.rows) for batch in batches]
-    assert segments == 3 or longest == sorted(longest, reverse=True)
+    shared = 0
+    if segments == 3 and layout == "spans":
+        shared = sum(len(shards.segment(int(row), 0)[0]) for row in rows)
+    if layout != "padded":
+        assert sum(batch.num_computed for batch in batches) == sum(batch.num_tokens for batch in batches) - shared
+
+
+def test_ranks_get_about_the_same_work(tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "shards", num_rows=64)
+    shards = Shards(tmp_path / "shards")
+    collator = Collator(shards, "spans", max_tokens=200, device=torch.device("cpu"), num_ranks=4)
+    shares = collator.shares(np.arange(64))
+    assert sorted(np.concatenate(shares).tolist()) == list(range(64))
+    loads = [int(collator.lengths[share].sum()) for share in shares]
+    assert max(loads) - min(loads) <= 5
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])

@@ -1,0 +1,59 @@
+"""What is done to a model before it trains, in this order, and why in this order.
+
+1. Gradient checkpointing wraps a layer's forward: what is compiled and sharded afterwards is the wrapped layer.
+2. Compiling, layer by layer: they are alike, so that one compilation serves all of them, and a layer's graph has no
+   communication in it.
+3. FSDP2 puts its gathering and scattering around each (compiled) layer, and around all that is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.model.load import DTYPES
+from tunesmith.recipe.schema import Recipe
+from tunesmith.train.token_losses import TokenLosses
+from tunesmith.train.world import World
+
+
+def prepare(losses: TokenLosses, recipe: Recipe, world: World) -> None:
+    """Checkpoint, compile and shard a model in place, as the recipe says."""
+    train = recipe.train
+    model = losses.model
+    if train.gradient_checkpointing is True:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if train.torch_compile is True:
+        for layer in layers_of(model):
+            layer.compile(dynamic=True)
+    if train.parallelism == "fsdp2" and world.size > 1:
+        _shard(losses, recipe, world)
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """Return the decoder's layers: the longest list of modules of one class."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    alike = [found for found in lists if len({type(layer) for layer in found}) == 1]
+    return list(max(alike, key=len, default=[]))
+
+
+def _shard(losses: TokenLosses, recipe: Recipe, world: World) -> None:
+    """Cut weights into shards. A whole model moves in float32 shards and computes in the recipe's format; adapters are
+    float32 among frozen weights of that format, each in its own.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    settings: dict[str, Any] = {"mesh": init_device_mesh(world.device.type, (world.size,))}
+    if recipe.train.method == "full":
+        losses.float()
+        compute = DTYPES[recipe.model.dtype]
+        settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for layer in layers_of(losses.model):
+        fully_shard(layer, **settings)
+    fully_shard(losses, **settings)
+    for module in losses.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # losses are divided by the global count already
