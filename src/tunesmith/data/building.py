@@ -10,21 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from tunesmith.artifacts import RowCounts
+from tunesmith.data.encoding import RowEncoder, trains_one_of, truncated
 from tunesmith.data.mixing import content_digest, is_held_out, num_repeats
-from tunesmith.data.tokenising import (
-    NUM_SEGMENTS,
-    Encoder,
-    batches,
-    length_of,
-    num_tokens_of,
-    truncated,
-)
+from tunesmith.data.seen import DigestSet
+from tunesmith.data.tokenising import NUM_SEGMENTS, Encoder, batches, length_of, num_tokens_of
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Source
 from tunesmith.rows.reading import Example, read_examples
 from tunesmith.rows.sources import BadRow, bad_row
-from tunesmith.tokens.chat import Segment
+from tunesmith.tokens.bulk import ArraySegment
 from tunesmith.tokens.shards import ShardWriter
 from tunesmith.track.console import Progress
 
@@ -71,7 +68,9 @@ class Builder:
         self.counts: Counter[str] = Counter()
         self.tally = Tally()
         self.sources: list[SourceRecord] = []
-        self._seen: dict[bytes, bool] = {}  # content -> whether it is held out
+        self._seen = {False: DigestSet(), True: DigestSet()}  # contents trained on, contents held out
+        self._rows = RowEncoder(encoder)
+        self._ends = np.asarray(encoder.tokenizer.eos_ids, np.uint32)
         self._overlong: list[str] = []
         self._num_overlong = 0
 
@@ -120,7 +119,7 @@ class Builder:
         bad = _BadRows(source.path, quarantine)
         wanted = self._wanted(examples, source, split, record, bad)
         for batch in batches(wanted):
-            encoded = self.encoder.encode([example.content for example, _, _ in batch])
+            encoded = self._rows.encode([example.content for example, _, _ in batch])
             for (example, held_out, repeats), segments in zip(batch, encoded, strict=True):
                 if isinstance(segments, str):
                     shown = json.dumps(example.content.to_json(), ensure_ascii=False)
@@ -151,18 +150,19 @@ class Builder:
                 continue
             digest = content_digest(example.content)
             held_out = split == "validation" or is_held_out(digest, seed, data.validation_fraction)
-            before = self._seen.get(digest)
-            if before is not None and (data.deduplicate or before != held_out):
+            is_known = digest in self._seen[held_out]
+            if (is_known and data.deduplicate) or digest in self._seen[not held_out]:
                 self.counts["duplicates"] += 1
                 continue
-            self._seen[digest] = held_out
+            if not is_known:
+                self._seen[held_out].add(digest)
             repeats = num_repeats(digest, seed, source.weight)
             if repeats:
                 yield example, held_out, 1 if held_out else repeats
             else:
                 self.counts["unweighted"] += 1
 
-    def _fit(self, segments: list[Segment], example: Example) -> list[Segment] | None:
+    def _fit(self, segments: list[ArraySegment], example: Example) -> list[ArraySegment] | None:
         """Apply `data.overlong`; None means the row was dropped, and counted."""
         data = self.recipe.data
         if length_of(segments) <= data.max_length:
@@ -184,14 +184,14 @@ class Builder:
             raise DataError(f"{what}: {', '.join(self._overlong)}{more}", where="data.overlong", do=do)
 
     def _write(
-        self, segments: list[Segment], writers: tuple[ShardWriter, ShardWriter], held_out: bool, repeats: int
+        self, segments: list[ArraySegment], writers: tuple[ShardWriter, ShardWriter], held_out: bool, repeats: int
     ) -> None:
         train, validation = writers
         self.counts["validation" if held_out else "train"] += 1
         (validation if held_out else train).add(segments, repeats=repeats)
         tally, tokenizer = self.tally, self.encoder.tokenizer
-        trained = sum(sum(flags) for _, flags in segments)
-        tally.largest_id = max(tally.largest_id, *(max(ids, default=-1) for ids, _ in segments))
+        trained = sum(int(np.count_nonzero(flags)) for _, flags in segments)
+        tally.largest_id = max(tally.largest_id, *(int(ids.max()) for ids, _ in segments if len(ids)), -1)
         length = length_of(segments)
         tally.longest_tokens = max(tally.longest_tokens, length)
         if held_out:
@@ -201,16 +201,9 @@ class Builder:
         tally.num_tokens += repeats * num_tokens_of(segments)
         tally.num_trained_tokens += repeats * trained
         tally.length_histogram[length_edge(length)] += repeats
-        tally.num_rows_with_trained_end += _trains_an_end(segments[1:] or segments, set(tokenizer.eos_ids))
-        start = segments[0][0][:2]
+        tally.num_rows_with_trained_end += trains_one_of(segments[1:] or segments, self._ends)
+        start = segments[0][0][:2].tolist()
         tally.num_rows_with_doubled_start += tokenizer.bos_id is not None and start == [tokenizer.bos_id] * 2
-
-
-def _trains_an_end(answers: list[Segment], ends: set[int]) -> bool:
-    """Return whether a token that ends an answer has a loss; most rows have one near their own end."""
-    return any(
-        flag and i in ends for ids, flags in answers for i, flag in zip(reversed(ids), reversed(flags), strict=True)
-    )
 
 
 class _BadRows:

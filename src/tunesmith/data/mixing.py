@@ -11,11 +11,12 @@ import json
 
 from tunesmith.rows.conversation import Conversation, Preference
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
 
 def content_digest(content: Conversation | Preference) -> bytes:
     """Return 16 bytes that are equal exactly when what a row says is equal, whatever format said it."""
-    text = json.dumps(content.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(_CANONICAL(content.to_json()).encode(), digest_size=16).digest()
 
 
 def draw(digest: bytes, seed: int, purpose: str) -> float:
@@ -26,10 +27,10 @@ def draw(digest: bytes, seed: int, purpose: str) -> float:
 
 def is_held_out(digest: bytes, seed: int, validation_fraction: float) -> bool:
     """Return whether a row belongs to the validation split."""
-    return draw(digest, seed, "validation") < validation_fraction
+    return validation_fraction > 0 and draw(digest, seed, "validation") < validation_fraction
 
 
 def num_repeats(digest: bytes, seed: int, weight: float) -> int:
     """Return how often one epoch shows a row: the whole part of the weight, once more for its fraction of the rows."""
     whole = int(weight)
-    return whole + (draw(digest, seed, "weight") < weight - whole)
+    return whole + (weight > whole and draw(digest, seed, "weight") < weight - whole)

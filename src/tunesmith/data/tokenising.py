@@ -1,9 +1,9 @@
-"""Rows to token segments, in batches, cut to length."""
+"""Rows to marked texts and token segments, one by one and without numpy: what planning and showing rows need."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -55,7 +55,7 @@ class Encoder:
         Raises:
             DataError: a row does not fit the objective, or the template cannot be masked.
         """
-        marked = [self._marked(content) for content in contents]
+        marked = [self.marked_or_reason(content) for content in contents]
         texts = [text.text for texts in marked if not isinstance(texts, str) for text in texts]
         encodings = iter(self.tokenizer.encodings(texts))
         return [
@@ -81,7 +81,12 @@ class Encoder:
             raise DataError("the rows have one answer each, and train.objective is dpo", do=do)
         return [mark(self.tokenizer, self.template, content, self.recipe.data.train_on)]
 
-    def _marked(self, content: Conversation | Preference) -> list[MarkedText] | str:
+    def marked_or_reason(self, content: Conversation | Preference) -> list[MarkedText] | str:
+        """Like `marked`, with the reason when the template refuses the row.
+
+        Raises:
+            DataError: as `encode`.
+        """
         try:
             return self.marked(content)
         except TemplateProblem as problem:
@@ -95,34 +100,16 @@ def _segments(segments: list[Segment]) -> list[Segment] | str:
     return segments if all(any(trained) for _, trained in answers) else NO_LOSS
 
 
-def length_of(segments: Sequence[Segment]) -> int:
+def length_of(segments: Sequence[tuple[Sized, Sized]]) -> int:
     """Return the longest sequence the model sees for a row, in tokens: of a pair, prompt and longer answer."""
     lengths = [len(ids) for ids, _ in segments]
     return lengths[0] + max(lengths[1:], default=0)
 
 
-def num_tokens_of(segments: Sequence[Segment]) -> int:
+def num_tokens_of(segments: Sequence[tuple[Sized, Sized]]) -> int:
     """Return the tokens the model sees for a row: of a pair, the prompt twice."""
     lengths = [len(ids) for ids, _ in segments]
     return sum(lengths) + (lengths[0] if len(lengths) > 1 else 0)
-
-
-def truncated(segments: Sequence[Segment], max_length: int) -> list[Segment] | None:
-    """Return a row cut to its first `max_length` tokens, or None when nothing to learn would be left.
-
-    A pair keeps its prompt whole; both answers are cut.
-    """
-    head, answers = segments[0], segments[1:]
-    if not answers:
-        kept = (head[0][:max_length], head[1][:max_length])
-        return [kept] if any(kept[1]) else None
-    room = max_length - len(head[0])
-    if room <= 0:
-        return None
-    cut = [(ids[:room], trained[:room]) for ids, trained in answers]
-    if not all(any(trained) for _, trained in cut) or cut[0][0] == cut[1][0]:
-        return None
-    return [head, *cut]
 
 
 def batches(items: Iterable[Item], size: int = ROWS_PER_BATCH) -> Iterator[list[Item]]:

@@ -26,6 +26,7 @@ _ROLES = {
     "ipython": "tool",
     "tool_response": "tool",
 }
+_PLAIN_ROLES = ("user", "assistant", "system")
 _CALL_ROLES = ("function_call", "tool_call")
 _KEPT = ("name", "tool_call_id", "reasoning_content")
 
@@ -117,6 +118,10 @@ def _tool(item: Any, where: str) -> Tool:
 def _message(item: Any, where: str) -> Message:
     if not isinstance(item, dict):
         raise BadShape(f"{where} is not an object")
+    if len(item) == 2 and item.get("role") in _PLAIN_ROLES:  # by far the most frequent: nothing to translate
+        text = item.get("content")
+        if isinstance(text, str) and text.strip():
+            return {"role": item["role"], "content": text}
     said = item.get("role", item.get("from"))
     if not isinstance(said, str):
         raise BadShape(f"{where} has no role")

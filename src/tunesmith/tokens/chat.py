@@ -88,7 +88,8 @@ def mark(
         return MarkedText(text, ((0, len(text)),))
     text, turns = assistant_turns(tokenizer, template, conversation.messages, conversation.tools)
     _check_tools_are_shown(text, conversation.tools)
-    _check_calls_are_shown(text, turns, conversation.messages)
+    if has_calls:
+        _check_calls_are_shown(text, turns, conversation.messages)
     if train_on == "all" and not first_turn:
         return MarkedText(text, ((0, len(text)),))
     chosen = turns[-1:] if train_on == "completion" else turns[first_turn:]

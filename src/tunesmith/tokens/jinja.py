@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]  # characters [start, end) of a rendered text
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 class TemplateProblem(Exception):
@@ -130,7 +131,18 @@ def _environment() -> Environment:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(
+    class SandboxedEnvironment(ImmutableSandboxedEnvironment):
+        """Reads a field of a dictionary without the detour over attributes that dictionaries do not have."""
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if type(obj) is not dict or attribute in _DICT_ATTRIBUTES:
+                return super().getattr(obj, attribute)
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+
+    environment = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson
@@ -141,7 +153,7 @@ def _environment() -> Environment:
 
 def _as_transformers_passes_it(message: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is None and give reasoning under every name that templates read."""
-    given = {key: _plain(value) for key, value in message.items() if value is not None}
+    given = {key: value if type(value) is str else _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((given[name] for name in _REASONING_FIELDS if name in given), None)
     return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 

@@ -30,6 +30,8 @@ LAYOUT_VERSION = 1
 Segment = tuple[Sequence[int] | npt.NDArray[Any], Sequence[bool] | npt.NDArray[Any]]
 
 _FILES = ("ids.bin", "trained.bin", "offsets.bin", "sequences.bin")
+_ROWS_PER_WRITE = 512
+_TOKENS_PER_BLOCK = 1 << 22
 
 
 class ShardWriter:
@@ -53,6 +55,10 @@ class ShardWriter:
         self._num_tokens = 0
         self._num_rows = 0
         self._num_sequences = 0
+        self._ids: list[Sequence[int] | npt.NDArray[Any]] = []  # not written yet, as are the next three
+        self._trained: list[Sequence[bool] | npt.NDArray[Any]] = []
+        self._ends: list[int] = []
+        self._sequences: list[int] = []
         self._open = True
         self._put("offsets.bin", np.zeros(1, "<i8"))
 
@@ -60,21 +66,22 @@ class ShardWriter:
         """Append one row; `repeats` is how many sequences of an epoch show it."""
         assert self._open, "add after close"
         assert len(segments) == self._num_segments and repeats >= 1
-        ends = np.empty(self._num_segments, "<i8")
-        for s, (ids, trained) in enumerate(segments):
+        for ids, trained in segments:
             assert len(ids) == len(trained), "ids and flags do not align"
-            self._put("ids.bin", np.asarray(ids, self._id_dtype))
-            self._put("trained.bin", np.asarray(trained, np.bool_).astype(np.uint8))
+            self._ids.append(ids)
+            self._trained.append(trained)
             self._num_tokens += len(ids)
-            ends[s] = self._num_tokens
-        self._put("offsets.bin", ends)
-        self._put("sequences.bin", np.full(repeats, self._num_rows, "<i8"))
+            self._ends.append(self._num_tokens)
+        self._sequences += [self._num_rows] * repeats
         self._num_rows += 1
         self._num_sequences += repeats
+        if self._num_rows % _ROWS_PER_WRITE == 0:
+            self._write()
 
     def close(self, meta: dict[str, Any]) -> None:
         """Write `meta.json` and put the directory in its place."""
         assert self._open, "closed twice"
+        self._write()
         self._open = False
         for file in self._files.values():
             file.close()
@@ -94,8 +101,17 @@ class ShardWriter:
         files.write_json(self._directory / "meta.json", document)
         self._stack.close()
 
+    def _write(self) -> None:
+        if self._ids:
+            self._put("ids.bin", np.concatenate([np.asarray(ids, self._id_dtype) for ids in self._ids]))
+            trained = np.concatenate([np.asarray(flags, np.bool_) for flags in self._trained])
+            self._put("trained.bin", trained.view(np.uint8))
+        self._put("offsets.bin", np.asarray(self._ends, "<i8"))
+        self._put("sequences.bin", np.asarray(self._sequences, "<i8"))
+        self._ids, self._trained, self._ends, self._sequences = [], [], [], []
+
     def _put(self, name: str, values: npt.NDArray[Any]) -> None:
-        content = values.tobytes()
+        content = values.data.cast("B") if values.size else b""
         self._digests[name].update(content)
         self._files[name].write(content)
 
@@ -153,8 +169,15 @@ class Shards:
     @property
     def num_trained(self) -> npt.NDArray[np.int64]:
         """Tokens with a loss in each segment of each sequence, (N, S)."""
-        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._trained, dtype=np.int64)])
-        distinct = np.diff(total[self._offsets]).reshape(self.num_rows, self.num_segments)
+        # The running sum is kept at the borders only: for every token it would need eight times the flags' memory.
+        total = np.zeros(len(self._offsets), np.int64)
+        before = 0
+        for begin in range(0, self.num_tokens, _TOKENS_PER_BLOCK):
+            sums = before + np.cumsum(self._trained[begin : begin + _TOKENS_PER_BLOCK], dtype=np.int64)
+            first, last = np.searchsorted(self._offsets, (begin + 1, begin + len(sums) + 1))
+            total[first:last] = sums[self._offsets[first:last] - begin - 1]
+            before = int(sums[-1])
+        distinct = np.diff(total).reshape(self.num_rows, self.num_segments)
         return np.asarray(distinct[np.asarray(self._sequences)], dtype=np.int64)
 
     def segment(self, row: int, s: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:

@@ -38,7 +38,7 @@ class ChatTemplate:
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     name: str = "model"
 
-    @property
+    @cached_property
     def has_generation_markers(self) -> bool:
         return _MARKER.search(self.text) is not None
 

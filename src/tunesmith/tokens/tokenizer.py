@@ -47,6 +47,11 @@ class ChatTokenizer:
     def model_template(self) -> str | None:
         return self.model_templates.get("default") or next(iter(self.model_templates.values()), None)
 
+    @property
+    def backend(self) -> Tokenizer:
+        """The library's tokenizer, adding nothing and changing nothing; read it, do not set it."""
+        return self._backend
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that changes ids: vocabulary, merges, added tokens, and the tokens with a role."""

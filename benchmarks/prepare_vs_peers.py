@@ -1,0 +1,322 @@
+"""Preparation of chat rows: the data stage beside the bare tokenizers library and TRL, and how it grows with the rows.
+
+    python benchmarks/prepare_vs_peers.py --data ../shared/data [--rows 10000 100000 1000000] [--peer-rows 20000]
+
+Rows are recombined from real ones (word problems, instructions, tool conversations), with fresh numbers, by a seed.
+Everything runs in turn, each in a process of its own:
+
+* ours: `tunesmith run RECIPE --until data`, from the first byte of Python to the exit, caches empty;
+* tokenizers: its fastest batch call at its fastest batch size on the texts already rendered; only encoding is timed;
+* TRL: the preparation inside `SFTTrainer` (chat template, tokens, assistant mask), with one and with two processes;
+  reading the file into a `datasets.Dataset` is not counted.
+
+Targets: 70 % of the bare library's rows per second, 3× TRL's. Exits 1 when one is missed or when token counts differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+TUNESMITH = str(Path(sys.executable).parent / "tunesmith")
+MAX_LENGTH = 2048
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a patient teacher: explain each step, then give the result.",
+    "Answer briefly and precisely. If you do not know, say so.",
+    "Du bist ein höflicher Assistent – antworte in der Sprache der Frage.",
+)
+
+Message = dict[str, str]
+_NUMBER = re.compile(r"\d+")
+
+
+# Rows
+
+
+def exchanges(data: Path) -> tuple[list[list[Message]], list[list[Message]]]:
+    """Return questions with their answers, and conversations with tools, as texts in `messages` form."""
+    plain, tools = [], []
+    for row in json.loads((data / "sft/alpaca_en_demo.json").read_text(encoding="utf-8")):
+        question = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+        plain.append(_exchange(question, row["output"]))
+    for line in (data / "gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        plain.append(_exchange(row["question"], row["answer"]))
+    for row in json.loads((data / "sft/glaive_toolcall_en_demo.json").read_text(encoding="utf-8")):
+        declared = f"You may call these tools: {row['tools']}" if row["tools"] != "[]" else SYSTEMS[0]
+        messages = [{"role": "system", "content": declared}]
+        tools.append([*messages, *(_spoken(turn["from"], turn["value"]) for turn in row["conversations"])])
+    return plain, tools
+
+
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _spoken(role: str, text: str) -> Message:
+    """Return a turn as text: columns of records with ever other fields are read differently by each library."""
+    if role == "function_call":
+        text = f"<tool_call>\n{text}\n</tool_call>"
+    elif role == "observation":
+        text = f"<tool_response>\n{text}\n</tool_response>"
+    return {"role": "user" if role in ("human", "observation") else "assistant", "content": text}
+
+
+def rows(data: Path, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield rows without end; the first N are the same for every N."""
+    plain, tools = exchanges(data)
+    draw = random.Random(seed)
+    while True:
+        if draw.random() < 0.15:
+            messages = draw.choice(tools) + draw.choice(plain)
+        else:
+            messages = [message for _ in range(draw.choice((1, 1, 2, 3))) for message in draw.choice(plain)]
+            if draw.random() < 0.25:
+                messages = [{"role": "system", "content": draw.choice(SYSTEMS)}, *messages]
+        yield {"messages": [{"role": m["role"], "content": _renumbered(m["content"], draw)} for m in messages]}
+
+
+def _renumbered(text: str, draw: random.Random) -> str:
+    """Give every number other digits, as many as it had: rows are then distinct, words are not."""
+    return _NUMBER.sub(lambda found: str(int(draw.random() * 10 ** min(len(found[0]), 15))), text)
+
+
+def write_rows(path: Path, data: Path, num_rows: int) -> None:
+    """Write the first rows, one at a time."""
+    with path.open("w", encoding="utf-8") as file:
+        for _, row in zip(range(num_rows), rows(data), strict=False):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# Processes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process answered and cost."""
+
+    answer: dict[str, Any]
+    seconds: float
+    peak_mib: float
+
+
+def measured(command: list[str]) -> Measured:
+    """Run a command that prints JSON last; its own wall time and peak memory, of the largest of its processes."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-4000:]}")
+        text = output.read()
+    return Measured(json.loads(text[text.index("{") :]), seconds, usage.ru_maxrss / 1024)
+
+
+def ours(file: Path, model: Path, out: Path) -> Measured:
+    """Run the data stage as a person would; `seconds` is that of the whole command."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    data = {"train": str(file), "max_length": MAX_LENGTH, "chat_template": "model"}
+    recipe = {"name": "prepare", "model": str(model), "output_dir": str(out), "data": data}
+    (out / "prepare.yaml").write_text(yaml.safe_dump(recipe))
+    done = measured([TUNESMITH, "run", str(out / "prepare.yaml"), "--until", "data", "--json"])
+    return Measured(done.answer["records"]["dataset"], done.seconds, done.peak_mib)
+
+
+def peer(name: str, file: Path, model: Path, *arguments: str) -> Measured:
+    """Run a peer in this script's own child; `seconds` is what it timed of itself."""
+    done = measured([sys.executable, __file__, "--peer", name, str(file), str(model), *arguments])
+    return Measured(done.answer, done.answer["seconds"], done.peak_mib)
+
+
+# Peers, each in its own process
+
+
+def bare_tokenizers(file: Path, model: Path) -> dict[str, Any]:
+    """Time encoding alone, with the call and the batch size that were fastest on the first rows."""
+    from tokenizers import Tokenizer
+
+    from tunesmith.tokens.chat import render
+    from tunesmith.tokens.templates import template_for
+    from tunesmith.tokens.tokenizer import load_tokenizer
+
+    template = template_for(load_tokenizer(model), "model")
+    with file.open(encoding="utf-8") as lines:
+        texts = [render(template, json.loads(line)["messages"]) for line in lines]
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+
+    def encoded(call: Callable[..., Any], size: int, chosen: list[str]) -> tuple[float, int]:
+        seconds, num_tokens = 0.0, 0
+        for begin in range(0, len(chosen), size):
+            batch = chosen[begin : begin + size]
+            started = time.perf_counter()
+            encodings = call(batch, add_special_tokens=False)
+            seconds += time.perf_counter() - started
+            num_tokens += sum(map(len, encodings))
+        return seconds, num_tokens
+
+    calls = {"encode_batch": tokenizer.encode_batch, "encode_batch_fast": tokenizer.encode_batch_fast}
+    encoded(tokenizer.encode_batch_fast, 512, texts[:5000])  # warms the library's cache of words
+    trials = {
+        (name, size): min(encoded(call, size, texts[:5000])[0] for _ in range(2))
+        for name, call in calls.items()
+        for size in (128, 512, 2048, 5000)
+    }
+    name, size = min(trials, key=lambda trial: trials[trial])
+    seconds, num_tokens = encoded(calls[name], size, texts)
+    setting = f"{name}, {size} texts at a time"
+    return {"seconds": seconds, "num_rows": len(texts), "num_tokens": num_tokens, "setting": setting}
+
+
+def trl(file: Path, model: Path, num_processes: int) -> dict[str, Any]:
+    """Time what SFTTrainer does to its rows before the first step."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["HF_DATASETS_CACHE"] = cache
+        import datasets
+        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+        from trl import SFTConfig, SFTTrainer
+
+        datasets.disable_progress_bars()
+        spent: list[float] = []
+
+        class Timed(SFTTrainer):
+            def _prepare_dataset(self, *arguments: Any, **named: Any) -> Any:
+                started = time.perf_counter()
+                prepared = super()._prepare_dataset(*arguments, **named)
+                spent.append(time.perf_counter() - started)
+                return prepared
+
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = LlamaConfig(**shape, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        dataset = datasets.load_dataset("json", data_files=str(file), split="train")
+        settings = SFTConfig(
+            output_dir=f"{cache}/out",
+            max_length=MAX_LENGTH,
+            assistant_only_loss=True,
+            dataset_num_proc=num_processes if num_processes > 1 else None,
+            packing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+        )
+        model_of_no_size = LlamaForCausalLM(config)
+        trainer = Timed(model_of_no_size, settings, train_dataset=dataset, processing_class=tokenizer)
+        prepared = trainer.train_dataset.with_format("arrow")
+        num_tokens = sum(len(column.values) for b in prepared.iter(1000) for column in b["input_ids"].chunks)
+        return {
+            "seconds": sum(spent),
+            "num_rows": len(dataset),
+            "num_tokens": num_tokens,
+            "setting": f"{num_processes} processes",
+        }
+
+
+# Report
+
+
+def compare(given: argparse.Namespace, model: Path) -> bool:
+    """Print the three side by side; return whether the targets are met and the tokens are the same."""
+    file = given.out / f"rows-{given.peer_rows}.jsonl"
+    write_rows(file, given.data, given.peer_rows)
+    runs: dict[str, list[Measured]] = {"ours": [], "tokenizers": [], "trl 1": [], "trl 2": []}
+    for _ in range(given.runs):
+        runs["ours"].append(ours(file, model, given.out / "run"))
+        runs["tokenizers"].append(peer("tokenizers", file, model))
+        if not given.skip_trl:
+            runs["trl 1"].append(peer("trl", file, model, "1"))
+            runs["trl 2"].append(peer("trl", file, model, "2"))
+    print(f"{given.peer_rows:,} rows, {file.stat().st_size / 2**20:,.0f} MiB; medians of {given.runs}")
+    rates: dict[str, float] = {}
+    for name, done in runs.items():
+        if done:
+            seconds = statistics.median(one.seconds for one in done)
+            tokens = done[0].answer["num_tokens"]
+            rates[name] = given.peer_rows / seconds
+            spread = ", ".join(f"{one.seconds:.2f}" for one in done)
+            peak = max(one.peak_mib for one in done)
+            shown = f"{seconds:7.2f} s ({spread})  {rates[name]:9,.0f} rows/s  {tokens / seconds:11,.0f} tokens/s"
+            print(f"{name:<11} {shown}  peak {peak:6,.0f} MiB  {done[0].answer.get('setting', '')}")
+    counts = runs["ours"][0].answer["counts"]
+    fates = ", ".join(f"{count:,} {fate}" for fate, count in counts.items() if count)
+    print(f"rows of ours: {fates}")
+    ratio = rates["ours"] / rates["tokenizers"]
+    print(f"ours / tokenizers: {ratio:.2f} (target 0.70)")
+    good = ratio >= 0.7
+    if not given.skip_trl:
+        ratio = rates["ours"] / max(rates["trl 1"], rates["trl 2"])
+        print(f"ours / TRL:        {ratio:.1f} (target 3)")
+        good &= ratio >= 3
+    if counts["train"] == given.peer_rows:
+        good &= len({done[0].answer["num_tokens"] for done in runs.values() if done}) == 1
+    return good
+
+
+def scale(given: argparse.Namespace, model: Path) -> bool:
+    """Print time and memory for growing numbers of rows; return whether memory stays under 2 GiB."""
+    good = True
+    print(f"{'rows':>11} {'MiB':>7} {'seconds':>9} {'rows/s':>9} {'peak MiB':>9}")
+    for num_rows in given.rows:
+        file = given.out / f"rows-{num_rows}.jsonl"
+        write_rows(file, given.data, num_rows)
+        done = ours(file, model, given.out / "run")
+        size = file.stat().st_size / 2**20
+        rate = num_rows / done.seconds
+        print(f"{num_rows:>11,} {size:>7,.0f} {done.seconds:>9.2f} {rate:>9,.0f} {done.peak_mib:>9,.0f}", flush=True)
+        file.unlink()
+        good &= done.peak_mib < 2048
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="for the growth")
+    parser.add_argument("--peer-rows", type=int, default=20_000, help="for the comparison; 0 leaves it out")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--skip-trl", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "prepare")
+    parser.add_argument("--peer", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peer:
+        name, file, model, *rest = given.peer
+        answer = bare_tokenizers(Path(file), Path(model)) if name == "tokenizers" else None
+        print(json.dumps(answer or trl(Path(file), Path(model), int(*rest))))
+        return 0
+    from make_random_model import make
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    model = given.out / "random-135m"
+    if not (model / "config.json").exists():
+        real = ["sft/alpaca_en_demo.json", "sft/glaive_toolcall_en_demo.json", "dpo/dpo_en_demo.json"]
+        make([given.data / name for name in (*real, "gsm8k/train.jsonl")], "135m", model)
+    good = compare(given, model) if given.peer_rows else True
+    good &= scale(given, model) if given.rows else True
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
