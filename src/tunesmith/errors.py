@@ -8,6 +8,7 @@ TunesmithError                     what went wrong · where · what to do
 ├── StageError            exit 5   a stage could not do its work
 │   ├── ModelError                 a checkpoint is missing, broken or of an unknown shape
 │   ├── TrainError                 the loss is not finite, memory ran out, a checkpoint cannot be used
+│   │   └── RankLost               another process of the same training ended
 │   ├── MergeError                 adapter and base do not fit, or the proof failed
 │   ├── ServeError                 a server did not start, died or answered nonsense
 │   ├── EvaluateError              nothing could be scored
@@ -86,7 +87,15 @@ class ModelError(StageError):
 
 
 class TrainError(StageError):
-    pass
+    """Attributes:
+    starts_again: one rank alone met it, and all ranks together get over it by starting again.
+    """
+
+    starts_again = False
+
+
+class RankLost(TrainError):
+    starts_again = True
 
 
 class MergeError(StageError):

@@ -51,7 +51,9 @@ def data(work: Work) -> Artifact:
 
 
 def train(work: Work) -> Artifact:
-    return stage_process.run("train", work.run_dir, Checkpoint)
+    num_processes = work.recipe.train.num_processes
+    assert isinstance(num_processes, int), "the recipe is resolved"
+    return stage_process.run("train", work.run_dir, Checkpoint, num_processes=num_processes)
 
 
 def merge(work: Work) -> Artifact:

@@ -18,14 +18,15 @@ from typing import TypeVar
 
 from tunesmith import errors
 from tunesmith.artifacts import Artifact
-from tunesmith.errors import Interrupted, StageError, TunesmithError
+from tunesmith.errors import Interrupted, RankLost, RecipeError, StageError, TrainError, TunesmithError
+from tunesmith.hardware import num_cpus
 from tunesmith.process import die_with_parent
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
 
 Record = TypeVar("Record", bound=Artifact)
 
-_GRACE_SECONDS = 120.0  # for a checkpoint, after a stop signal
+_GRACE_SECONDS = 600  # for a step and its checkpoint, after a stop signal
 
 
 def raise_on_signals() -> None:
@@ -39,8 +40,11 @@ def raise_on_signals() -> None:
         signal.signal(number, stop)
 
 
-def run(stage: str, run_dir: RunDir, kind: type[Record]) -> Record:
+def run(stage: str, run_dir: RunDir, kind: type[Record], *, num_processes: int = 1) -> Record:
     """Run `tunesmith stage NAME RUN_DIR` and return the record it left.
+
+    Args:
+        num_processes: how many ranks share the work. When one of them dies, all start again from the newest checkpoint.
 
     Raises:
         TunesmithError: what the stage raised, of the same class.
@@ -50,6 +54,14 @@ def run(stage: str, run_dir: RunDir, kind: type[Record]) -> Record:
     error_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tunesmith", "stage", stage, str(run_dir.path), "--child"]
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    if num_processes > 1:
+        command[1:1] = ["-m", "tunesmith.train.ranks", str(num_processes)]
+        environment |= {
+            # Without it, ranks that start again look for each other at the addresses of those that died (torch 2.13).
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_SECONDS),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, num_cpus() // num_processes))),
+        }
     child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
     try:
         code = child.wait()
@@ -62,22 +74,41 @@ def run(stage: str, run_dir: RunDir, kind: type[Record]) -> Record:
         if child.poll() is None:
             child.kill()
             child.wait()
-    if code != 0:
+    if code != 0 or error_file.exists():
         raise _error_of(stage, run_dir, code)
     return run_dir.load(kind)
 
 
-def note_error(stage: str, run_dir: RunDir, error: TunesmithError) -> None:
-    """Leave an error where the parent process finds it."""
+def is_first_rank() -> bool:
+    """Return whether this process is the one of its ranks that writes records."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave_error(stage: str, run_dir: RunDir, error: TunesmithError) -> int:
+    """Leave an error where the parent process finds it; return the exit code to end with.
+
+    Under torchrun that is 0 for errors which would only happen again: any other code makes it start all ranks anew.
+    """
     document = {"class": type(error).__name__, "what": error.what, "where": error.where, "do": error.do}
-    files.write_json(run_dir.stage(stage) / "error.json", document)
+    file = run_dir.stage(stage) / "error.json"
+    if not (isinstance(error, RankLost) and file.exists()):  # the lost rank may have said why
+        files.write_json(file, document)
+    again = isinstance(error, TrainError) and error.starts_again
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ and not again else error.exit_code
+
+
+def forget_error(stage: str, run_dir: RunDir) -> None:
+    """Remove what an earlier start of the ranks left."""
+    if is_first_rank():
+        (run_dir.stage(stage) / "error.json").unlink(missing_ok=True)
 
 
 def _error_of(stage: str, run_dir: RunDir, code: int) -> TunesmithError:
     with contextlib.suppress(OSError, ValueError):
         told = json.loads((run_dir.stage(stage) / "error.json").read_text())
         kind = getattr(errors, str(told["class"]), StageError)
-        error: TunesmithError = kind(told["what"], where=told["where"], do=told["do"])
+        problem = StageError if kind is RecipeError else kind  # that one holds other errors
+        error: TunesmithError = problem(told["what"], where=told["where"], do=told["do"])
         return error
     if code < 0:
         name = signal.Signals(-code).name

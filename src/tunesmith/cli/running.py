@@ -64,10 +64,15 @@ def run_stage(args: argparse.Namespace) -> int:
     run_dir = find_run(args.run, args.output_dir)
     if args.child:
         try:
-            run_dir.save(pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir))
+            record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
         except TunesmithError as error:
-            stage_process.note_error(args.stage, run_dir, error)
-            return error.exit_code
+            return stage_process.leave_error(args.stage, run_dir, error)
+        if stage_process.is_first_rank():
+            run_dir.save(record)
+            stage_process.forget_error(args.stage, run_dir)
+        return 0
+    if not stage_process.is_first_rank():  # of ranks that torchrun started: rank 0 holds the lock and writes the record
+        pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
         return 0
     with run_dir.locked():
         record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)

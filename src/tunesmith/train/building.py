@@ -35,7 +35,8 @@ def build(setting: Setting, world: World) -> dict[str, Any]:
     if not len(shards):
         raise TrainError("there are no rows to train on", where=str(shards.directory), do="see data/quarantine.jsonl")
     held_out = Shards(run_dir.absolute(setting.dataset.validation)) if setting.dataset.validation else None
-    model = load_model(setting.base, recipe.model, four_bit=train.method in ("qlora", "qdora"), device=world.device)
+    four_bit, whole = train.method in ("qlora", "qdora"), train.lora.modules_to_save
+    model = load_model(setting.base, recipe.model, four_bit=four_bit, device=world.device, unquantised=whole)
     check_vocabulary(model, load_tokenizer(setting.base).id_limit, setting.base)
     torch.manual_seed(recipe.seed)
     if train.method != "full":

@@ -68,5 +68,7 @@ class MemoryRoom:
             "and more passes, the global batch and the result stay the same"
         )
         if ranks_meet:
-            raise TrainError("memory ran out on one rank", do="start again: it goes on with smaller micro-batches")
+            error = TrainError("memory ran out on one rank", do="start again: it goes on with smaller micro-batches")
+            error.starts_again = True
+            raise error
         return {"step": step, "event": "out of memory", "reason": f"{before} → {collator.max_tokens} tokens per pass"}

@@ -57,3 +57,5 @@ def _shard(losses: TokenLosses, recipe: Recipe, world: World) -> None:
     for module in losses.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the global count already
+            if world.device.type == "cpu":
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no sum that divides

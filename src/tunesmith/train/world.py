@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.errors import RankLost
+
 # Longer than any step or checkpoint; data is tokenised before the ranks start.
 _TIMEOUT = datetime.timedelta(minutes=30)
 _BUCKET_ELEMENTS = 16 << 20
@@ -105,15 +107,20 @@ def open_world(device: torch.device) -> Iterator[World]:
     torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield World(torch.distributed.get_rank(), size, device)
+    except RuntimeError as error:
+        if not _is_about_a_peer(error):
+            raise
+        raise RankLost("another rank ended, or cannot be reached any more", do="see what it printed") from None
     finally:
-        torch.distributed.destroy_process_group()
+        with contextlib.suppress(RuntimeError):
+            torch.distributed.destroy_process_group()
+
+
+def _is_about_a_peer(error: RuntimeError) -> bool:
+    words = ("closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "ProcessGroup", "TCPStore")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
 
 
 def local_rank() -> int:
     """Return this process's number on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def is_first_process() -> bool:
-    """Return whether this process is rank 0, before any rank has met another."""
-    return os.environ.get("RANK", "0") == "0"
