@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verb:
-    """One word of the command line. `module` has `add_arguments_NAME(parser)` and `run_NAME(args) -> exit code`."""
+    """One word of the command line. `module` has `add_arguments_NAME(parser)` and `run_NAME(args) -> exit code`, with an
+    underscore for a hyphen.
+    """
 
     name: str
     module: str
     summary: str
     examples: tuple[str, ...]
     shown: bool = True
+
+    @property
+    def word(self) -> str:
+        return self.name.replace("-", "_")
 
 
 VERBS = (
@@ -57,6 +63,12 @@ VERBS = (
             "tunesmith run recipe.yaml --set train.learning_rate=1e-4",
             "tunesmith run recipe.yaml --until train",
         ),
+    ),
+    Verb(
+        "resume-test",
+        "resuming",
+        "prove on your recipe that kill and resume equals no kill",
+        ("tunesmith resume-test recipe.yaml", "tunesmith resume-test recipe.yaml --steps 20 --kills 3 --json"),
     ),
     Verb("stage", "running", "run one stage of an existing run (what `run` calls)", ("tunesmith stage merge latest",)),
     Verb(
@@ -111,7 +123,7 @@ def overview() -> str:
         "usage: tunesmith VERB [options]        tunesmith VERB --help teaches the verb",
         "",
     ]
-    lines += [f"  {verb.name:<9} {verb.summary}" for verb in VERBS if verb.shown]
+    lines += [f"  {verb.name:<11} {verb.summary}" for verb in VERBS if verb.shown]
     lines += [
         "",
         "a first run",
@@ -136,7 +148,7 @@ def parser_for(verb: Verb) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    getattr(_module(verb), f"add_arguments_{verb.name}")(parser)
+    getattr(_module(verb), f"add_arguments_{verb.word}")(parser)
     return parser
 
 
@@ -177,7 +189,7 @@ def _guarded(verb: Verb, args: argparse.Namespace) -> int:
     from tunesmith.errors import TunesmithError
 
     try:
-        return int(getattr(_module(verb), f"run_{verb.name}")(args))
+        return int(getattr(_module(verb), f"run_{verb.word}")(args))
     except TunesmithError as error:
         _complain(error, as_json=getattr(args, "json", False))
         return error.exit_code

@@ -59,8 +59,11 @@ def run_stage(args: argparse.Namespace) -> int:
     """Run one stage in this process, from the run's own resolved recipe."""
     from tunesmith import pipeline, stage_process, summary
     from tunesmith.errors import TunesmithError
+    from tunesmith.process import die_with_parent
     from tunesmith.store.run_dir import find_run
 
+    if args.child:
+        die_with_parent()  # ranks are children of a launcher that does not see to it
     run_dir = find_run(args.run, args.output_dir)
     if args.child:
         try:

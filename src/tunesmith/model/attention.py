@@ -111,10 +111,10 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | 
         trunk = next(parts)
         branches = [next(parts) for _ in group[1:]]
         if not branches:
-            out.append(_one(*trunk, scaling, window))
+            out.append(_one(*trunk, scaling=scaling, window=window))
             continue
-        first = (torch.cat(both, dim=2) for both in zip(trunk, branches[0], strict=True))
-        out.append(_one(*first, scaling, window))
+        first = [torch.cat(both, dim=2) for both in zip(trunk, branches[0], strict=True)]
+        out.append(_one(*first, scaling=scaling, window=window))
         for branch_q, branch_k, branch_v in branches[1:]:
             keys, values = torch.cat([trunk[1], branch_k], dim=2), torch.cat([trunk[2], branch_v], dim=2)
             out.append(_one(branch_q, keys, values, scaling, window))

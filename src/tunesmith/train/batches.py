@@ -149,7 +149,7 @@ class Collator:
         return self._cut(order.astype(np.int64))[0]
 
     def _cut(self, rows: Rows) -> list[Rows]:
-        """Cut rows, longest first, into pieces of at most `max_tokens`: first fit, so that few pieces are half empty."""
+        """Cut rows, longest first, into pieces of at most `max_tokens`: first fit, so that few are half empty."""
         pieces: list[list[int]] = []
         used: list[int] = []
         for row in rows:

@@ -80,7 +80,7 @@ def _layout(recipe: Recipe, parts: SplitModel, world: World) -> Layout:
         return "positions"
     if world.is_first:
         say(
-            f"  train: the attention of {type(parts.model).__name__} mixes packed rows; rows of like length go side by side"
+            f"  train: the attention of {type(parts.model).__name__} mixes packed rows; those of like length go side by side"
         )
     return "padded"
 

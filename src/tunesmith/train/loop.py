@@ -215,8 +215,8 @@ def _leave_out(job: Job, state: State, fault: str, rows: Rows) -> None:
     shown = ", ".join(str(row) for row in rows[:16]) + ("…" if len(rows) > 16 else "")
     if policy == "stop" or (policy == "rollback" and state.num_rollbacks >= _MAX_ROLLBACKS):
         do = (
-            "lower train.learning_rate or train.max_grad_norm, use model.dtype: float32, or set train.on_bad_step: skip; "
-            f"the sequences of this step: {shown} (`tunesmith data show` prints rows)"
+            "lower train.learning_rate or train.max_grad_norm, use model.dtype: float32, or set train.on_bad_step: skip"
+            f"; the sequences of this step: {shown} (`tunesmith data show` prints rows)"
         )
         raise TrainError(f"{fault} in step {step}", do=do)
     event = {"step": step, "event": policy, "reason": fault, "rows": [int(row) for row in rows]}

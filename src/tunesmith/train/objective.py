@@ -32,8 +32,8 @@ class DpoObjective:
     """Direct preference optimisation.
 
     Args:
-        reference: (token losses, micro-batch) -> log-probability of the chosen and the rejected answer of its rows under
-            the reference model, (P, 2).
+        reference: (token losses, micro-batch) -> log-probability of the chosen and the rejected answer of its rows
+            under the reference model, (P, 2).
     """
 
     def __init__(self, settings: Dpo, reference: Callable[[TokenLosses, Batch], Tensor]) -> None:

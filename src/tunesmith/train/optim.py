@@ -136,7 +136,7 @@ def fill_optimizer(
         name, _, key = full_name.rpartition("//")
         weight = weights[name]
         if key == "step":
-            # Fused AdamW keeps its count with the weight on CUDA and on the CPU otherwise; bitsandbytes counts in Python.
+            # Fused AdamW counts beside the weight on CUDA, others on the CPU; bitsandbytes counts in Python.
             counted = isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor)
             fused = counted and optimizer.defaults.get("fused")
             optimizer.state[weight][key] = (tensor.to(weight.device) if fused else tensor) if counted else int(tensor)

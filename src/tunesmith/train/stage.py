@@ -136,9 +136,8 @@ def _fit(job: Job, state: State) -> None:
             kept = [*state.left_out, event["step"] - 1], state.num_rollbacks + 1, [*state.events, event]
             earlier = _load(job.world.from_first(_newest(job)), job.moved, job.optimizer, job.reference)
             if job.world.is_first:
-                warn(
-                    f"{event['reason']} in step {event['step']}: back to step {earlier.step}, and past it without its rows"
-                )
+                back = f"back to step {earlier.step}, and past it without its rows"
+                warn(f"{event['reason']} in step {event['step']}: {back}")
             if job.tracker is not None:
                 job.tracker.rewind(earlier.step)
             for field in dataclasses.fields(state):

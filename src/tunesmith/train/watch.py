@@ -65,7 +65,7 @@ class Watch:
         if len(last) == 4 and last == sorted(last) and last[0] < last[-1] and "overfitting" not in self._told:
             self._told.add("overfitting")
             warn(
-                f"step {step}: the validation loss has risen three times in a row, from {last[0]:.4f} to {last[-1]:.4f}: "
+                f"step {step}: the validation loss has risen three times in a row, {last[0]:.4f} to {last[-1]:.4f}: "
                 "the model learns its rows by heart; fewer epochs, or early_stopping_patience, would end it at its best"
             )
 
