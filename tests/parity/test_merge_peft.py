@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from tests.parity.test_adapters_peft import randomise  # noqa: E402
+from tests.parity.test_adapters_peft import TIED, VARIANTS, randomise, variant  # noqa: E402
 from tunesmith import merge  # noqa: E402
 from tunesmith.artifacts import Checkpoint  # noqa: E402
+from tunesmith.errors import MergeError, ModelError  # noqa: E402
 from tunesmith.model.companions import write_companions  # noqa: E402
 from tunesmith.store.run_dir import RunDir  # noqa: E402
 
@@ -56,6 +58,50 @@ def test_bit_identical_in_float32(tmp_path: Path, family: str, use_dora: bool) -
     assert weights.proof["top1_agreement"] == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", TIED])
+def test_variants_are_bit_identical_in_float32(tmp_path: Path, family: str, name: str, use_dora: bool) -> None:
+    base = tiny.write_model(tmp_path / "base", "llama" if family == TIED else family, tied=family == TIED)
+    settings, ties = variant(name, family), family in (TIED, "gpt2")
+    if "modules_to_save" in settings:
+        names = set(settings["modules_to_save"]) | ({"lm_head"} if ties else set())
+        settings |= {"modules_to_save": sorted(names)}
+    run_dir = trained_by_peft(tmp_path, base, use_dora=use_dora, ensure_weight_tying=ties, **settings)
+    weights = merge.run(tiny.recipe_for(base, tmp_path), run_dir)
+    ours, theirs = load_file(run_dir.merged / "model.safetensors"), load_file(tmp_path / "theirs/model.safetensors")
+    assert set(ours) == set(theirs)
+    unequal = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not unequal
+    assert weights.proof["max_difference"] <= 1e-5 * weights.proof["logit_range"]
+    config = json.loads((run_dir.merged / "config.json").read_text())
+    assert config["tie_word_embeddings"] == ties
+
+
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])
+def test_whole_modules_take_the_number_format_of_the_merge(tmp_path: Path, base_dtype: str) -> None:
+    base = tiny.write_model(tmp_path / "base", "qwen2", dtype=base_dtype)
+    run_dir = trained_by_peft(tmp_path, base, use_dora=False, modules_to_save=["embed_tokens", "norm"])
+    merge.run(tiny.recipe_for(base, tmp_path), run_dir)
+    ours, exact = load_file(run_dir.merged / "model.safetensors"), load_file(tmp_path / "theirs/model.safetensors")
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, exact[name].to(getattr(torch, base_dtype))), name
+    before = load_file(base / "model.safetensors")
+    assert not torch.equal(before["model.embed_tokens.weight"], ours["model.embed_tokens.weight"])
+    assert torch.equal(before["lm_head.weight"], ours["lm_head.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"]], ids=" ".join)
+def test_an_adapter_that_unties_is_not_merged(tmp_path: Path, names: list[str]) -> None:
+    base = tiny.write_model(tmp_path / "base", tied=True)
+    run_dir = trained_by_peft(tmp_path, base, use_dora=False, modules_to_save=names)
+    with pytest.raises((ModelError, MergeError), match=r"an embedding of its own|no tensor 'lm_head.weight'"):
+        merge.run(tiny.recipe_for(base, tmp_path), run_dir)
+    assert not run_dir.merged.exists()
+
+
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 def test_within_one_unit_in_bfloat16(tmp_path: Path, use_dora: bool) -> None:
     base = tiny.write_model(tmp_path / "base", "llama", dtype="bfloat16")
@@ -73,8 +119,7 @@ def test_four_bit_base_is_what_training_saw(tmp_path: Path, method: str, dtype: 
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.model.adapter_files import fill, load_adapter
-    from tunesmith.model.adapters import attach_to
+    from tunesmith.model.adapter_files import load_adapter, put_on
     from tunesmith.model.load import load_model
     from tunesmith.train import stage
 
@@ -89,8 +134,7 @@ def test_four_bit_base_is_what_training_saw(tmp_path: Path, method: str, dtype: 
     assert weights.proof["folded_onto"] == "the weights after NF4"
 
     model = load_model(base, recipe.model, four_bit=True, device=torch.device("cpu"))
-    adapter = load_adapter(run_dir.trained)
-    fill(attach_to(model, adapter.settings, sorted(adapter.layers), seed=0), adapter)
+    put_on(model, load_adapter(run_dir.trained))
     merged = AutoModelForCausalLM.from_pretrained(str(run_dir.merged), dtype=torch.float32)
     assert not hasattr(merged.config, "quantization_config")
     ids = torch.randint(3, tiny.VOCAB_SIZE, (2, 17), generator=torch.Generator().manual_seed(3))
@@ -123,10 +167,11 @@ def test_shards_index_and_companions(tmp_path: Path) -> None:
 
 
 def test_another_adapter_format_is_refused(tmp_path: Path) -> None:
-    from tunesmith.errors import ModelError
     from tunesmith.model.adapter_files import load_adapter
 
     base = tiny.write_model(tmp_path / "base")
-    run_dir = trained_by_peft(tmp_path, base, use_dora=False, use_rslora=True)
-    with pytest.raises(ModelError, match="use_rslora"):
+    run_dir = trained_by_peft(tmp_path, base, use_dora=False)
+    config = json.loads((run_dir.trained / "adapter_config.json").read_text()) | {"lora_bias": True}
+    (run_dir.trained / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="lora_bias"):
         load_adapter(run_dir.trained)

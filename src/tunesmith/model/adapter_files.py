@@ -8,6 +8,7 @@ and modules trained whole under their own names (`base_model.model.lm_head.weigh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from tunesmith.model.adapters import (
 from tunesmith.model.chosen import tied_modules, whole_modules
 from tunesmith.model.headers import TensorInfo, read_header
 from tunesmith.model.weights import read_tensor
-from tunesmith.recipe.targets import is_target, is_whole
+from tunesmith.recipe.targets import is_target, is_whole, matches_pattern, value_for
 from tunesmith.store import files
 
 CONFIG = "adapter_config.json"
@@ -71,17 +72,20 @@ def save_adapter(
     """
     from safetensors.torch import save_file
 
+    given = given or {}
     # What lies inside an adapted layer may have a name that ends like that of a whole module, and does not move.
     whole = {
         name: module
         for name, module in whole_modules(model, settings.modules_to_save).items()
         if any(parameter.requires_grad for parameter in module.parameters())
     }
-    tensors: dict[str, Tensor] = dict(_lora_parameters(adapters_of(model)))
+    tensors = {name: given.get(name, parameter) for name, parameter in _lora_parameters(adapters_of(model)).items()}
+    names = {id(parameter): name for name, parameter in adapter_parameters(model).items()}
     for name, module in whole.items():
-        # A copy of its own for each name: of tied modules PEFT wants both, and a file cannot hold one matrix twice.
-        tensors |= {f"{PREFIX}{name}.{key}": value.detach().clone() for key, value in module.state_dict().items()}
-    tensors |= {name: tensor for name, tensor in (given or {}).items() if name in tensors}
+        for key, value in module.state_dict(keep_vars=True).items():
+            tensor = given.get(names.get(id(value), ""), value)
+            # A copy of its own for each name: of tied modules PEFT wants both, and a file cannot hold one matrix twice.
+            tensors[f"{PREFIX}{name}.{key}"] = tensor.detach().to(value.dtype).clone()
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, str(directory / WEIGHTS), metadata={"format": "pt"})
     files.write_json(directory / CONFIG, _config(model, list(whole), settings, base_model))
@@ -105,13 +109,21 @@ def _config(model: Any, whole: list[str], settings: AdapterSettings, base_model:
         "inference_mode": True,
         "modules_to_save": whole or None,
         "ensure_weight_tying": any(name in whole for name in tied_modules(model)),
-        "rank_pattern": dict(settings.rank_pattern),
-        "alpha_pattern": {key: _number(alpha) for key, alpha in settings.alpha_pattern.items()},
+        "rank_pattern": _in_any_order(settings.rank_pattern, list(adapted)),
+        "alpha_pattern": _in_any_order(settings.alpha_pattern, list(adapted)),
     }
 
 
 def _number(value: float) -> int | float:
     return int(value) if value == int(value) else value
+
+
+def _in_any_order(pattern: Mapping[str, float], layers: list[str]) -> dict[str, float]:
+    """Return a pattern in which no layer matches two keys with different values: PEFT sorts the keys when it saves."""
+    if any(len({value for key, value in pattern.items() if matches_pattern(key, layer)}) > 1 for layer in layers):
+        values = {layer: value_for(layer, pattern, None) for layer in layers}
+        pattern = {re.escape(layer): value for layer, value in values.items() if value is not None}
+    return {key: _number(value) for key, value in pattern.items()}
 
 
 def _target_names(model: Any, adapted: list[str], whole: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from tunesmith.recipe.schema import Lora
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 def is_target(name: str, target_modules: str | tuple[str, ...]) -> bool:
@@ -54,7 +55,7 @@ def matches_pattern(key: str, name: str) -> bool:
     return re.match(expression_of(key), name) is not None
 
 
-def value_for(name: str, pattern: Mapping[str, T], default: T) -> T:
+def value_for(name: str, pattern: Mapping[str, T], default: D) -> T | D:
     """Return what the first matching key of a pattern says of a layer, or the default."""
     return next((value for key, value in pattern.items() if matches_pattern(key, name)), default)
 
