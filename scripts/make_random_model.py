@@ -2,7 +2,8 @@
 
     python scripts/make_random_model.py --rows rows.jsonl --size 15m --out outputs/models/random-15m
 
-Takes seconds. The model knows nothing: what it is good for is running every stage on real rows.
+Takes seconds, with 1 or 8 billion parameters minutes. The model knows nothing: what it is good for is running every
+stage on real rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ SIZES = {
     "2m": (128, 4, 4, 2, 352, 4096),
     "15m": (320, 8, 8, 4, 864, 16384),
     "135m": (576, 30, 9, 3, 1536, 49152),
+    "1b": (2048, 16, 32, 8, 8192, 128256),
+    "8b": (4096, 32, 32, 8, 14336, 128256),
 }
 
 CHATML_WITH_TOOLS = """\
@@ -91,13 +94,16 @@ def make(rows: list[Path], size: str, out: Path, *, seed: int = 0) -> int:
         num_key_value_heads=kv_heads,
         intermediate_size=intermediate,
         vocab_size=vocabulary,
-        tie_word_embeddings=True,
+        tie_word_embeddings=size != "8b",
         max_position_embeddings=4096,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    large = size in ("1b", "8b")
+    torch.set_default_dtype(torch.bfloat16 if large else torch.float32)  # twice the memory is too much for large ones
     model = LlamaForCausalLM(config).to(torch.bfloat16)
+    torch.set_default_dtype(torch.float32)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
