@@ -54,8 +54,20 @@ def in_pieces_of(size: int) -> dict[str, int]:
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": GLOBAL_BATCH // size}
 
 
-def candidates(task: Task, device: str) -> list[dict[str, Any]]:
-    """Return settings that may be TRL's fastest, the best known first."""
+def candidates(task: Task, device: str, dtype: str) -> list[dict[str, Any]]:
+    """Return settings that may be TRL's fastest, the best known first.
+
+    Frozen weights are loaded in the format they are used in, as ours are; trained ones stay float32.
+    """
+    found = _candidates(task, device)
+    if dtype == "float32" or task.method == "full":
+        return found
+    return [
+        settings | {"model_init_kwargs": {"dtype": dtype} | settings.get("model_init_kwargs", {})} for settings in found
+    ]
+
+
+def _candidates(task: Task, device: str) -> list[dict[str, Any]]:
     attention = [{"model_init_kwargs": {"attn_implementation": name}} for name in ("eager", "flash_attention_2")]
     if device == "cuda":
         big = [PLAIN | in_pieces_of(size) for size in (1, 2, 4, 8)]

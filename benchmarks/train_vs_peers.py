@@ -283,7 +283,7 @@ def compare(name: str, given: argparse.Namespace, model: Path, peaks: dict[str, 
     config = json.loads((model / "config.json").read_text())
     if batches.dtype not in peaks:
         peaks[batches.dtype] = matrix_peak(batches.dtype, given, config)
-    known = candidates(TASKS[name], given.device)
+    known = candidates(TASKS[name], given.device, batches.dtype)
     tried = known if given.search else known[:1]
     contestants: list[tuple[str, dict[str, Any] | None]] = [(OURS, None), ("TRL defaults", {})]
     contestants += [(f"TRL best ({n + 1})" if given.search else "TRL best", one) for n, one in enumerate(tried)]
