@@ -119,12 +119,18 @@ class Measured:
 
 
 def measured(command: list[str]) -> Measured:
-    """Run a command that prints JSON last; its own wall time and peak memory, of the largest of its processes."""
+    """Run a command that prints JSON last; its wall time, and the peak memory of it and its children together."""
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
+        peak_mib = 0.0
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            peak_mib = max(peak_mib, resident_mib(process.pid))
+            time.sleep(0.02)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -132,7 +138,18 @@ def measured(command: list[str]) -> Measured:
         if process.returncode:
             sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-4000:]}")
         text = output.read()
-    return Measured(json.loads(text[text.index("{") :]), seconds, usage.ru_maxrss / 1024)
+    return Measured(json.loads(text[text.index("{") :]), seconds, max(peak_mib, usage.ru_maxrss / 1024))
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process and all below it; pages they share count once for each."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+    except OSError:
+        return 0.0
+    own = re.search(r"VmRSS:\s+(\d+)", status)
+    return (int(own[1]) / 1024 if own else 0.0) + sum(resident_mib(int(child)) for child in children)
 
 
 def ours(file: Path, model: Path, out: Path) -> Measured:
@@ -225,8 +242,8 @@ def trl(file: Path, model: Path, num_processes: int) -> dict[str, Any]:
         )
         model_of_no_size = LlamaForCausalLM(config)
         trainer = Timed(model_of_no_size, settings, train_dataset=dataset, processing_class=tokenizer)
-        prepared = trainer.train_dataset.with_format("arrow")
-        num_tokens = sum(len(column.values) for b in prepared.iter(1000) for column in b["input_ids"].chunks)
+        batches = trainer.train_dataset.with_format("numpy").iter(1000)
+        num_tokens = sum(len(ids) for batch in batches for ids in batch["input_ids"])
         return {
             "seconds": sum(spent),
             "num_rows": len(dataset),

@@ -13,12 +13,14 @@ from typing import IO, Any
 import numpy as np
 
 from tunesmith.artifacts import RowCounts
-from tunesmith.data.encoding import RowEncoder, trains_one_of, truncated
+from tunesmith.data.encoding import trains_one_of, truncated
 from tunesmith.data.mixing import content_digest, is_held_out, num_repeats
 from tunesmith.data.seen import DigestSet
 from tunesmith.data.tokenising import NUM_SEGMENTS, Encoder, batches, length_of, num_tokens_of
+from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Source
+from tunesmith.rows.conversation import Conversation, Preference
 from tunesmith.rows.reading import Example, read_examples
 from tunesmith.rows.sources import BadRow, bad_row
 from tunesmith.tokens.bulk import ArraySegment
@@ -26,6 +28,8 @@ from tunesmith.tokens.shards import ShardWriter
 from tunesmith.track.console import Progress
 
 _NAMED_ROWS = 5
+
+_Wanted = tuple[Example, bool, int]  # a row, whether it is held out, how often an epoch shows it
 
 
 @dataclass
@@ -69,7 +73,6 @@ class Builder:
         self.tally = Tally()
         self.sources: list[SourceRecord] = []
         self._seen = {False: DigestSet(), True: DigestSet()}  # contents trained on, contents held out
-        self._rows = RowEncoder(encoder)
         self._ends = np.asarray(encoder.tokenizer.eos_ids, np.uint32)
         self._overlong: list[str] = []
         self._num_overlong = 0
@@ -82,18 +85,20 @@ class Builder:
         """
         data = self.recipe.data
         num_segments = NUM_SEGMENTS[self.recipe.train.objective]
-        limit = self.encoder.tokenizer.id_limit
+        limit, num_workers = self.encoder.tokenizer.id_limit, data.num_workers
         self.encoder.use_threads()
         with (
             (self.directory / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine,
             ShardWriter(self.directory / "train", num_segments, vocab_size=limit) as train,
             ShardWriter(self.directory / "validation", num_segments, vocab_size=limit) as validation,
             Progress("tokenise", None, "rows") as progress,
+            Workers(self.encoder, num_workers if isinstance(num_workers, int) else 1) as workers,
         ):
             # Held-out sources first: a training row that equals one of their rows is then known as its duplicate.
             for split, sources in (("validation", data.validation), ("train", data.train)):
                 for source in sources:
-                    self._add_source(source, split, (train, validation), quarantine, progress)
+                    bad = _BadRows(source.path, quarantine)
+                    self._add_source(source, split, (train, validation), bad, workers, progress)
             self._refuse_overlong()
             train.close({})
             if self.counts["validation"]:
@@ -110,17 +115,22 @@ class Builder:
         source: Source,
         split: str,
         writers: tuple[ShardWriter, ShardWriter],
-        quarantine: IO[str],
+        bad: _BadRows,
+        workers: Workers,
         progress: Progress,
     ) -> None:
         record = SourceRecord(source.path, split)
         self.sources.append(record)
         record.format, examples = read_examples(source)
-        bad = _BadRows(source.path, quarantine)
-        wanted = self._wanted(examples, source, split, record, bad)
-        for batch in batches(wanted):
-            encoded = self._rows.encode([example.content for example, _, _ in batch])
-            for (example, held_out, repeats), segments in zip(batch, encoded, strict=True):
+        wanted = self._wanted(examples, source, split, record)
+        for batch, encoded in workers.encoded(batches(wanted), _contents):
+            tokens = iter(encoded)
+            for item in batch:
+                if isinstance(item, BadRow):
+                    bad.add(item)
+                    continue
+                example, held_out, repeats = item
+                segments = next(tokens)
                 if isinstance(segments, str):
                     shown = json.dumps(example.content.to_json(), ensure_ascii=False)
                     bad.add(bad_row(example.file, example.line, segments, shown))
@@ -138,15 +148,15 @@ class Builder:
             )
 
     def _wanted(
-        self, examples: Iterator[Example | BadRow], source: Source, split: str, record: SourceRecord, bad: _BadRows
-    ) -> Iterator[tuple[Example, bool, int]]:
-        """Yield rows to tokenise, whether each is held out, and how often an epoch shows it; count the others."""
+        self, examples: Iterator[Example | BadRow], source: Source, split: str, record: SourceRecord
+    ) -> Iterator[_Wanted | BadRow]:
+        """Yield bad rows and those to tokenise; count the others."""
         data, seed = self.recipe.data, self.recipe.seed
         for example in examples:
             record.read += 1
             self.counts["read"] += 1
             if isinstance(example, BadRow):
-                bad.add(example)
+                yield example
                 continue
             digest = content_digest(example.content)
             held_out = split == "validation" or is_held_out(digest, seed, data.validation_fraction)
@@ -204,6 +214,10 @@ class Builder:
         tally.num_rows_with_trained_end += trains_one_of(segments[1:] or segments, self._ends)
         start = segments[0][0][:2].tolist()
         tally.num_rows_with_doubled_start += tokenizer.bos_id is not None and start == [tokenizer.bos_id] * 2
+
+
+def _contents(batch: list[_Wanted | BadRow]) -> list[Conversation | Preference]:
+    return [item[0].content for item in batch if not isinstance(item, BadRow)]
 
 
 class _BadRows:

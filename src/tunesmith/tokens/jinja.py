@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache, lru_cache
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _environment() -> Environment:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     class SandboxedEnvironment(ImmutableSandboxedEnvironment):
-        """Reads a field of a dictionary without the detour over attributes that dictionaries do not have."""
+        """Goes the short way where the result is the same: templates are rendered millions of times."""
 
         def getattr(self, obj: Any, attribute: str) -> Any:
             if type(obj) is not dict or attribute in _DICT_ATTRIBUTES:
@@ -141,6 +142,11 @@ def _environment() -> Environment:
                 return obj[attribute]
             except KeyError:
                 return self.undefined(obj=obj, name=attribute)
+
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in jinja2
+            if type(__obj) is MethodType and __obj.__func__ is GenerationTag._mark:
+                return __obj(kwargs["caller"])  # ours: safe, and asks for neither context nor environment
+            return super().call(__context, __obj, *args, **kwargs)
 
     environment = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
