@@ -170,10 +170,11 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int) -> dict[str, Ada
     Raises:
         ModelError: a key names nothing that it can stand for.
     """
+    whole = whole_modules(model, settings.modules_to_save)
     chosen = chosen_layers(model, linear_layers(model), settings.target_modules, settings.modules_to_save)
     refuse_idle_keys("rank_pattern", settings.rank_pattern, chosen)
     refuse_idle_keys("alpha_pattern", settings.alpha_pattern, chosen)
-    for name, module in whole_modules(model, settings.modules_to_save).items():
+    for name, module in whole.items():
         four_bit = any(isinstance(part, Nf4Linear) for part in module.modules())
         assert not four_bit, f"{name} is in 4 bits; load_model(unquantised=...) keeps it out"
         module.requires_grad_(True)

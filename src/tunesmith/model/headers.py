@@ -174,7 +174,7 @@ def model_facts(path: Path) -> ModelFacts:
     tensors = read_headers(path)
     floats = [tensor for tensor in tensors.values() if tensor.dtype in _NAMES]
     largest = max(floats, key=lambda tensor: tensor.num_elements, default=None)
-    linears = tuple(_linears(tensors))
+    linears = tuple(_linears(tensors, transposed=config.get("model_type") in _TRANSPOSED))
     matrices = {f"{linear.name}.weight" for linear in linears}
     architectures = config.get("architectures") or []
     dtype = config.get("dtype", config.get("torch_dtype", text.get("dtype")))
@@ -192,15 +192,17 @@ def model_facts(path: Path) -> ModelFacts:
     )
 
 
+_TRANSPOSED = ("gpt2", "openai-gpt")  # their linear layers (transformers' Conv1D) store (in, out)
 _NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "conv1d", "router")
 
 
-def _linears(tensors: dict[str, TensorInfo]) -> Iterator[Linear]:
+def _linears(tensors: dict[str, TensorInfo], *, transposed: bool) -> Iterator[Linear]:
     """Yield what looks like a linear layer: a matrix that is neither embedding nor head, by its name."""
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
         if module != name and len(tensor.shape) == 2 and not any(part in name for part in _NOT_LINEAR):
-            yield Linear(module, *tensor.shape)
+            num_outputs, num_inputs = reversed(tensor.shape) if transposed else tensor.shape
+            yield Linear(module, num_outputs, num_inputs)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
