@@ -67,12 +67,16 @@ _LONGEST_PIECE = 48  # characters; longer ones hardly come back
 
 
 class PieceTokenizer:
-    """Encodes texts by their pieces. Memory is bounded: what is remembered is forgotten when it has grown too large."""
+    """Encodes texts by their pieces. Memory is bounded: what is remembered is forgotten when it has grown too large.
+
+    Attributes:
+        cut: gives the pieces of a text; joined, they are the text.
+    """
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
-        self._cut: Callable[[str], list[str]] = _piece_pattern(added).findall
+        self.cut: Callable[[str], list[str]] = _piece_pattern(added).findall
         self._known: dict[str, bytes] = {}
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
@@ -80,7 +84,7 @@ class PieceTokenizer:
         if len(self._known) > _MOST_PIECES:
             self._known = {}
         known = self._known
-        cut = [self._cut(text) for text in texts]
+        cut = [self.cut(text) for text in texts]
         new = list(set(chain.from_iterable(cut)).difference(known))
         if new:
             for piece, encoding in zip(
