@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -59,3 +60,15 @@ def _shard(losses: TokenLosses, recipe: Recipe, world: World) -> None:
             module.set_gradient_divide_factor(1.0)  # losses are divided by the global count already
             if world.device.type == "cpu":
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no sum that divides
+
+
+def let_go(losses: TokenLosses) -> None:
+    """Give up whole weights that ranks have gathered, after their shards were changed other than by a step.
+
+    FSDP2 keeps those of the outermost module from a forward pass to its backward pass, and a pass without gradients has
+    none: the next one would compute with the old weights.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # its import takes a second, and who shards has it
+    for module in losses.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()

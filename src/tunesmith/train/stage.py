@@ -134,7 +134,7 @@ def _fit(job: Job, state: State) -> None:
             job.optimizer.zero_grad(set_to_none=True)
             job.checkpoints.wait()
             kept = [*state.left_out, event["step"] - 1], state.num_rollbacks + 1, [*state.events, event]
-            earlier = _load(job.world.from_first(_newest(job)), job.moved, job.optimizer, job.reference)
+            earlier = _load(job.world.from_first(_newest(job)), vars(job))
             if job.world.is_first:
                 back = f"back to step {earlier.step}, and past it without its rows"
                 warn(f"{event['reason']} in step {event['step']}: {back}")
@@ -189,20 +189,20 @@ def _restore(checkpoints: Checkpoints, parts: dict[str, Any], world: World) -> S
     path = world.from_first(str(newest) if newest else None)
     if path is None:
         return State()
-    state = _load(path, parts["moved"], parts["optimizer"], parts["reference"])
+    state = _load(path, parts)
     state.resumed_from_steps.append(state.step)
     if world.is_first:
         say(f"  train: goes on after step {state.step} of {parts['stream'].num_steps}")
     return state
 
 
-def _load(path: str | None, moved: Moved, optimizer: Any, reference: Reference | None) -> State:
-    """Put a checkpoint into what moves, and return its state.
+def _load(path: str | None, parts: dict[str, Any]) -> State:
+    """Put a checkpoint into the parts, and return its state.
 
     Raises:
         TrainError: there is none.
     """
-    from tunesmith.train import checkpoint
+    from tunesmith.train import checkpoint, shard
     from tunesmith.train.loop import REFERENCE, State
     from tunesmith.train.optim import fill_optimizer
 
@@ -210,13 +210,16 @@ def _load(path: str | None, moved: Moved, optimizer: Any, reference: Reference |
         raise TrainError(
             "there is no checkpoint to go back to yet", do="lower train.save_steps, or train.learning_rate"
         )
+    moved: Moved = parts["moved"]
+    reference: Reference | None = parts["reference"]
     checkpoint.load_weights(Path(path), moved.weights)
     moved.write_back()
+    shard.let_go(parts["losses"])
     tensors = checkpoint.load_optimizer_tensors(Path(path), moved.weights)
     table = tensors.pop(REFERENCE, None)
     if reference is not None and table is not None:
         reference.table_N2.copy_(table)
-    fill_optimizer(optimizer, moved.weights, tensors)
+    fill_optimizer(parts["optimizer"], moved.weights, tensors)
     return State.from_json(checkpoint.load_state(Path(path)))
 
 
