@@ -40,6 +40,7 @@ def measured(trainer_class: type) -> type:
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.steps[-1]["ended"] = time.time()
+            print(json.dumps(self.steps[-1]), flush=True)  # a run that is cut short still says how far it came
             self.steps.append(new_step())
 
     class Measured(trainer_class):  # type: ignore[misc]
