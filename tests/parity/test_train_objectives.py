@@ -136,7 +136,7 @@ def test_chunks_of_the_head_change_nothing(
         model, moved = model_for(bases["qwen2"], method)
         _, expected = gradients(model, moved, objectives.sft, rows, size=12)
         with monkeypatch.context() as patched:
-            patched.setattr(token_losses, "LOGITS_CHUNK_BYTES", 4 * tiny.VOCAB_SIZE * 17)
+            patched.setitem(token_losses.LOGITS_CHUNK_BYTES, "cpu", 4 * tiny.VOCAB_SIZE * 17)
             _, found = gradients(model, moved, objectives.sft, rows, size=12)
         assert_close(found, expected)
 

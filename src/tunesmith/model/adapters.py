@@ -107,6 +107,9 @@ class AdaptedLinear(nn.Module):
             self.magnitude = nn.Parameter(row_norms(base_weight(inner).float()))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.enabled and self.magnitude is None and not self.dropout:
+            adapted: Tensor = _AdaptedProduct.apply(x, self.lora_A, self.lora_B, self.inner, self.scaling)
+            return adapted
         y: Tensor = self.inner(x)
         if not self.enabled:
             return y
@@ -131,6 +134,33 @@ class AdaptedLinear(nn.Module):
         Not kept from one micro-batch to the next: fused optimisers change A and B without counting up their `_version`.
         """
         return row_norms(base_weight(self.inner).float() + delta(self.lora_A, self.lora_B, self.scaling))
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """x·Wᵀ + s·x·Aᵀ·Bᵀ, with every sum made in the memory of its first term, forward and backward.
+
+    Only x and s·x·Aᵀ are kept. Nothing as wide as the output exists twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, inner: nn.Module, scaling: float) -> Tensor:
+        y: Tensor = inner(x)
+        low_Nr = functional.linear(x.flatten(0, -2), A.to(x.dtype)).mul_(scaling)
+        y.flatten(0, -2).addmm_(low_Nr, B.to(x.dtype).T)
+        ctx.save_for_backward(x, low_Nr, A, B)
+        ctx.inner, ctx.scaling = inner, scaling
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, low_Nr, A, B = ctx.saved_tensors
+        of_y = gradients[0].flatten(0, -2)
+        of_low_Nr = (of_y @ B.to(of_y.dtype)).mul_(ctx.scaling)
+        of_A, of_B = of_low_Nr.T @ x.flatten(0, -2), of_y.T @ low_Nr
+        of_x: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            of_x = (of_y @ base_weight(ctx.inner).to(of_y.dtype)).addmm_(of_low_Nr, A.to(of_y.dtype)).view_as(x)
+        return of_x, of_A.to(A.dtype), of_B.to(B.dtype), None, None
 
 
 def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

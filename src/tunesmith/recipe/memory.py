@@ -22,7 +22,8 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.targets import carries_adapter, is_whole, value_for
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-LOGITS_CHUNK_BYTES = 128 << 20  # of float32 logits at a time: what `train.objective` computes in one piece
+# Of float32 logits at a time, what `train.token_losses` computes in one piece: enough rows for a fast product.
+LOGITS_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
 _LIBRARIES_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20}  # Python, torch and transformers; the CUDA context
 
@@ -162,4 +163,4 @@ def activation_bytes_per_token(recipe: Recipe, facts: Facts) -> float:
 
 def logits_bytes(facts: Facts, num_tokens: int) -> float:
     """Return the memory of the largest piece of logits: float32 values, their gradient, and one copy in between."""
-    return float(min(LOGITS_CHUNK_BYTES, num_tokens * facts.vocab_size * 4) * 3)
+    return float(min(LOGITS_CHUNK_BYTES[facts.device], num_tokens * facts.vocab_size * 4) * 3)

@@ -90,7 +90,7 @@ def _parallelism(recipe: Recipe, facts: Facts) -> tuple[str, str]:
     return "ddp", "an adapter's gradients are small, and the frozen weights fit on each device"
 
 
-_ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}  # per forward pass; products get no faster beyond
+_ENOUGH_TOKENS = {"cpu": 1024, "cuda": 16384}  # per forward pass; products get no faster beyond
 
 
 def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:

@@ -83,7 +83,7 @@ class Meter:
         self.counts, self.seconds = counts, seconds
         self._mark = (counts, seconds)
         self._flops, self._num_ranks = flops, num_ranks
-        self._peak: float | None = None
+        self._peak = 0.0
         self._began = 0.0
 
     def start(self) -> None:
@@ -101,12 +101,13 @@ class Meter:
         elapsed = max(1e-9, self.seconds - seconds)
         since = self.counts - counts
         self._mark = (self.counts, self.seconds)
-        if self._peak is None:
-            self._peak = matrix_peak(device, dtype)
+        reached = self._flops.of_step(since) / elapsed / self._num_ranks
+        if reached > self._peak:  # not measured yet, or while something else was computing
+            self._peak = max(reached, matrix_peak(device, dtype))
         return {
             "train/tokens_per_second": since.tokens / elapsed,
             "train/trained_tokens_per_second": since.trained / elapsed,
-            "train/mfu": self._flops.of_step(since) / elapsed / (self._peak * self._num_ranks),
+            "train/mfu": reached / self._peak,
         }
 
 

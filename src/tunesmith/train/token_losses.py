@@ -55,7 +55,7 @@ def _losses(hidden_CH: Tensor, targets_C: Tensor, split: SplitModel) -> Tensor:
 
 def _chunks(values_N: Tensor, split: SplitModel) -> tuple[Tensor, ...]:
     """Cut along N so that one chunk's logits take LOGITS_CHUNK_BYTES."""
-    size = max(16, LOGITS_CHUNK_BYTES // (4 * split.vocab_size))
+    size = max(16, LOGITS_CHUNK_BYTES[values_N.device.type] // (4 * split.vocab_size))
     return values_N.split(size) if len(values_N) else (values_N,)
 
 
