@@ -208,15 +208,17 @@ class Checkpoints:
         shutil.rmtree(old, ignore_errors=True)
 
     def _give_up(self, work: _Save, error: OSError) -> None:
-        on = f" on rank {self._rank}" if self._rank else ""
-        warn(f"checkpoint of step {work.step} could not be written{on}, training goes on: {error}")
+        """Make room first: on a full disk, a log that takes the warning may have none either."""
         if self._rank == 0:
             shutil.rmtree(work.temporary, ignore_errors=True)
-            return
-        for file in work.temporary.glob(f"*-{self._rank + 1:05d}-of-*"):
-            file.unlink(missing_ok=True)  # room for the marker
+        else:
+            with contextlib.suppress(OSError):
+                for file in work.temporary.glob(f"*-{self._rank + 1:05d}-of-*"):
+                    file.unlink(missing_ok=True)
+                (work.temporary / f"rank-{self._rank}.failed").touch()
+        on = f" on rank {self._rank}" if self._rank else ""
         with contextlib.suppress(OSError):
-            (work.temporary / f"rank-{self._rank}.failed").touch()
+            warn(f"checkpoint of step {work.step} could not be written{on}, training goes on: {error}")
 
     def _retire(self) -> None:
         """Remove all but the newest ones and the best one."""

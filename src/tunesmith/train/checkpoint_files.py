@@ -25,7 +25,7 @@ from torch import Tensor
 from tunesmith.model.weights import TORCH_DTYPES
 from tunesmith.store import files
 
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 32 << 20
 _FLUSH_BYTES = 128 << 20  # unwritten data beyond this makes every other fsync on the machine wait
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
