@@ -84,6 +84,12 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_orphan() -> bool:
+    """Return whether this is a rank whose launcher was gone before this rank could tie itself to it."""
+    launcher = os.environ.get("TUNESMITH_LAUNCHER")
+    return launcher is not None and int(launcher) != os.getppid()
+
+
 def leave_error(stage: str, run_dir: RunDir, error: TunesmithError) -> int:
     """Leave an error where the parent process finds it; return the exit code to end with.
 

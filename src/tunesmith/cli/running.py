@@ -64,6 +64,8 @@ def run_stage(args: argparse.Namespace) -> int:
 
     if args.child:
         die_with_parent()  # ranks are children of a launcher that does not see to it
+        if stage_process.is_orphan():
+            return 1
     run_dir = find_run(args.run, args.output_dir)
     if args.child:
         try:

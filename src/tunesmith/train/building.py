@@ -79,9 +79,8 @@ def _layout(recipe: Recipe, parts: SplitModel, world: World) -> Layout:
     if recipe.model.attn_implementation != "varlen" and keeps_packed_rows_apart(parts):
         return "positions"
     if world.is_first:
-        say(
-            f"  train: the attention of {type(parts.model).__name__} mixes packed rows; those of like length go side by side"
-        )
+        mixing = type(parts.model).__name__
+        say(f"  train: the attention of {mixing} mixes packed rows; those of like length go side by side")
     return "padded"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,19 +109,15 @@ def fit(job: Job, state: State) -> None:
     looks = watch.Watch(train)
     with job.stop.noted(), Progress("train", num_steps, "steps", shown=job.world.is_first) as progress:
         progress.start_at(state.step)
-        if state.step:
-            _validate_if_due(job, state, looks)  # a signal may have come between the step and its validation
+        if state.step and _validate_if_due(job, state, looks) and train.load_best_model_at_end:
+            save(job, state, best=True)  # a signal came between the step and its validation
         while state.step < num_steps and not _stopped_early(job, state) and not job.stop.agreed:
-            if state.step in state.left_out:  # after a rollback
-                state.step += 1
-                progress.advance(1)
-                continue
-            metrics = _step(job, state, meter)
+            passed_over = state.step in state.left_out  # after a rollback
+            metrics = _pass_over(job, state) if passed_over else _step(job, state, meter)
             if state.step % train.logging_steps == 0 or state.step == num_steps:
                 metrics |= _log(job, state, meter, metrics)
-                looks.step(
-                    state.step, state.loss or 0.0, metrics["train/grad_norm"], metrics["train/tokens_per_second"]
-                )
+                if job.world.is_first and state.loss is not None and state.step - 1 not in state.left_out:
+                    looks.step(state.step, state.loss, metrics["train/grad_norm"], metrics["train/tokens_per_second"])
             progress.advance(1, _note(state, metrics))
             best = _validate_if_due(job, state, looks) and train.load_best_model_at_end
             ends = state.step == num_steps or _stopped_early(job, state) or job.stop.agreed
@@ -229,28 +226,37 @@ def _leave_out(job: Job, state: State, fault: str, rows: Rows) -> None:
     job.log(step, {"train/steps_left_out": len(state.left_out)})
 
 
+def _pass_over(job: Job, state: State) -> dict[str, float]:
+    """Go past a step that a rollback has left out."""
+    state.step += 1
+    job.log(state.step, {"train/steps_left_out": sum(step < state.step for step in state.left_out)})
+    return {}
+
+
 # ── What is told, measured and kept ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _log(job: Job, state: State, meter: Meter, metrics: dict[str, float]) -> dict[str, float]:
     """Write the mean loss since the last time, and the newest step's other numbers; return what was measured here."""
-    if state.loss_count:
-        state.loss = state.loss_sum / state.loss_count
+    loss: dict[str, float] = {}
+    if state.loss_count:  # some step was taken
+        state.loss = loss["train/loss"] = state.loss_sum / state.loss_count
         state.first_loss = state.loss if state.first_loss is None else state.first_loss
+    elif not metrics:
+        return {}
     state.loss_sum, state.loss_count = 0.0, 0
     state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes())
     measured = meter.rates(job.world.device, job.losses.model.dtype) | {
         "train/epoch": job.stream.epochs_done(state.step),
         "train/memory_gib": peak_memory_bytes() / 2**30,
     }
-    loss = {"train/loss": state.loss} if state.loss is not None else {}
     job.log(state.step, loss | metrics | measured)
     return measured
 
 
 def _note(state: State, metrics: dict[str, float]) -> str:
     """Return what stands behind the progress bar."""
-    if state.loss is None or "train/mfu" not in metrics:
+    if state.loss is None or not {"train/mfu", "train/grad_norm"} <= metrics.keys():
         return ""
     total, trained = metrics["train/tokens_per_second"], metrics["train/trained_tokens_per_second"]
     return (
@@ -274,7 +280,8 @@ def _validate_if_due(job: Job, state: State, looks: watch.Watch) -> bool:
         return False
     loss = state.validation_loss = metrics["eval/loss"]
     state.validated_at = state.step
-    better = state.best_validation_loss is None or loss < state.best_validation_loss
+    lowest = math.inf if state.best_validation_loss is None else state.best_validation_loss
+    better = loss < lowest  # never of a loss that is not finite
     state.num_validations_since_best = 0 if better else state.num_validations_since_best + 1
     job.log(state.step, metrics)
     if job.world.is_first:

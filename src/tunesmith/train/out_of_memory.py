@@ -64,8 +64,8 @@ class MemoryRoom:
         collator.halve()
         files.write_json(self._path, {"max_tokens": collator.max_tokens})
         warn(
-            f"step {step}: memory ran out with {before:,} tokens per forward pass; goes on with {collator.max_tokens:,}, "
-            "in more passes: the global batch and the result stay the same"
+            f"step {step}: memory ran out with {before:,} tokens per forward pass; goes on with "
+            f"{collator.max_tokens:,}, in more passes: the global batch and the result stay the same"
         )
         if ranks_meet:
             error = TrainError("memory ran out on one rank", do="start again: it goes on with smaller micro-batches")

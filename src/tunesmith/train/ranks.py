@@ -3,15 +3,20 @@
     python -m tunesmith.train.ranks 4 -m tunesmith stage train RUN --child
 
 What torchrun does, by the agent of PyTorch that torchrun is made of, without its tracebacks: the ranks tell themselves
-what went wrong. Its signals go to every rank.
+what went wrong. The first stop signal goes to every rank. Those behind it do nothing, for the agent would end the ranks
+at once; schedulers signal a whole tree of processes, so that one stop comes here several times.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+from types import FrameType
 
 MAX_RESTARTS = 3
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def main(arguments: list[str]) -> int:
@@ -22,8 +27,17 @@ def main(arguments: list[str]) -> int:
 
     from tunesmith.track.console import warn
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        name = signal.Signals(number).name
+        raise SignalException(f"stopped by {name}", sigval=signal.Signals(number))
+
     num_processes, *words = arguments
     logging.disable(logging.ERROR)
+    for each in _SIGNALS:
+        signal.signal(each, stop)
+    os.environ["TUNESMITH_LAUNCHER"] = str(os.getpid())  # read by `stage_process.is_orphan`
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -32,6 +46,7 @@ def main(arguments: list[str]) -> int:
         monitor_interval=0.5,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        signals_to_handle="SIGQUIT",  # the others are handled here
     )
     try:
         elastic_launch(config, sys.executable)("-u", *words)

@@ -68,7 +68,7 @@ def let_go(losses: TokenLosses) -> None:
     FSDP2 keeps those of the outermost module from a forward pass to its backward pass, and a pass without gradients has
     none: the next one would compute with the old weights.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # its import takes a second, and who shards has it
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # its import takes a second, and who shards has it
     for module in losses.modules() if fsdp is not None else ():
         if isinstance(module, fsdp.FSDPModule):
             module.reshard()

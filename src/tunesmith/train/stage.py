@@ -133,7 +133,12 @@ def _fit(job: Job, state: State) -> None:
             (event,) = asked.args
             job.optimizer.zero_grad(set_to_none=True)
             job.checkpoints.wait()
-            kept = [*state.left_out, event["step"] - 1], state.num_rollbacks + 1, [*state.events, event]
+            kept = {
+                "left_out": [*state.left_out, event["step"] - 1],
+                "num_rollbacks": state.num_rollbacks + 1,
+                "events": [*state.events, event],
+                "resumed_from_steps": state.resumed_from_steps,
+            }
             earlier = _load(job.world.from_first(_newest(job)), vars(job))
             if job.world.is_first:
                 back = f"back to step {earlier.step}, and past it without its rows"
@@ -141,8 +146,7 @@ def _fit(job: Job, state: State) -> None:
             if job.tracker is not None:
                 job.tracker.rewind(earlier.step)
             for field in dataclasses.fields(state):
-                setattr(state, field.name, getattr(earlier, field.name))
-            state.left_out, state.num_rollbacks, state.events = kept
+                setattr(state, field.name, kept.get(field.name, getattr(earlier, field.name)))
 
 
 def _newest(job: Job) -> str | None:
