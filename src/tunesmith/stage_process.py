@@ -13,6 +13,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -27,6 +29,7 @@ from tunesmith.store.run_dir import RunDir
 Record = TypeVar("Record", bound=Artifact)
 
 _GRACE_SECONDS = 600  # for a step and its checkpoint, after a stop signal
+_TELLING_SECONDS = 2.0  # from the end of a rank to the error it leaves
 
 
 def raise_on_signals() -> None:
@@ -97,10 +100,19 @@ def leave_error(stage: str, run_dir: RunDir, error: TunesmithError) -> int:
     """
     document = {"class": type(error).__name__, "what": error.what, "where": error.where, "do": error.do}
     file = run_dir.stage(stage) / "error.json"
-    if not (isinstance(error, RankLost) and file.exists()):  # the lost rank may have said why
-        files.write_json(file, document)
-    again = isinstance(error, TrainError) and error.starts_again
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ and not again else error.exit_code
+    code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code
+    if isinstance(error, RankLost) and _another_rank_says_why(file):
+        return code
+    files.write_json(file, document)
+    return error.exit_code if isinstance(error, TrainError) and error.starts_again else code
+
+
+def _another_rank_says_why(file: Path) -> bool:
+    """Return whether the lost rank ended with an error that it has told; it may be about to."""
+    limit = time.monotonic() + _TELLING_SECONDS
+    while not file.exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return file.exists()
 
 
 def forget_error(stage: str, run_dir: RunDir) -> None:

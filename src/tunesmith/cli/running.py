@@ -68,6 +68,7 @@ def run_stage(args: argparse.Namespace) -> int:
             return 1
     run_dir = find_run(args.run, args.output_dir)
     if args.child:
+        stage_process.forget_error(args.stage, run_dir)  # of ranks that have started again
         try:
             record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
         except TunesmithError as error:
