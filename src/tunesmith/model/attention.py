@@ -105,19 +105,17 @@ def attend(
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None, window: int | None) -> Tensor:
     pieces = [length for group in spans.groups for length in group]
-    parts = zip(*(tensor.split(pieces, dim=2) for tensor in (q, k, v)), strict=True)
+    parts = zip(q.split(pieces, dim=2), k.split(pieces, dim=2), v.split(pieces, dim=2), strict=True)
     out: list[Tensor] = []
     for group in spans.groups:
-        trunk = next(parts)
+        trunk_q, trunk_k, trunk_v = next(parts)
         branches = [next(parts) for _ in group[1:]]
+        for number, (branch_q, branch_k, branch_v) in enumerate(branches):
+            queries = branch_q if number else torch.cat([trunk_q, branch_q], dim=2)
+            keys, values = torch.cat([trunk_k, branch_k], dim=2), torch.cat([trunk_v, branch_v], dim=2)
+            out.append(_one(queries, keys, values, scaling, window))
         if not branches:
-            out.append(_one(*trunk, scaling=scaling, window=window))
-            continue
-        first = [torch.cat(both, dim=2) for both in zip(trunk, branches[0], strict=True)]
-        out.append(_one(*first, scaling=scaling, window=window))
-        for branch_q, branch_k, branch_v in branches[1:]:
-            keys, values = torch.cat([trunk[1], branch_k], dim=2), torch.cat([trunk[2], branch_v], dim=2)
-            out.append(_one(branch_q, keys, values, scaling, window))
+            out.append(_one(trunk_q, trunk_k, trunk_v, scaling, window))
     return torch.cat(out, dim=2)
 
 

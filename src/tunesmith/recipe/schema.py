@@ -169,7 +169,7 @@ class Train:
     """When a loss or gradient is not finite, or the loss spikes: end with an error, leave the step out, or go back to the
     newest checkpoint and leave it out there."""
     max_loss_spike: Annotated[float, Bound(above=1.0)] | None = None
-    """A step whose loss is more than this many times the median of the 32 before it is bad. Not looked at by default."""
+    """A step whose loss is more than this many times the median of the 32 before it is bad; by default none is."""
     adam_beta1: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.9
     """Decay of AdamW's first moment."""
     adam_beta2: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.999
