@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verb:
-    """One word of the command line. `module` has `add_arguments_NAME(parser)` and `run_NAME(args) -> exit code`, with an
-    underscore for a hyphen.
+    """One word of the command line. `module` has `add_arguments_NAME(parser)` and `run_NAME(args) -> exit code`.
+
+    In NAME an underscore stands for a hyphen.
     """
 
     name: str

@@ -21,8 +21,8 @@ class SplitModel:
     """A causal language model as two functions.
 
     Attributes:
-        hidden: (ids_BT, positions_BT or None, spans or None) -> hidden_BTH, without attention mask and cache. Rows padded
-            on the right are right for every real token, since attention is causal.
+        hidden: (ids_BT, positions_BT or None, spans or None) -> hidden_BTH, without attention mask and cache. Rows
+            padded on the right are right for every real token, since attention is causal.
         logits: hidden_NH -> logits_NV in float32, with what the family does to them.
         plain_head: the head, when logits are its product and nothing else; None otherwise.
         head_is_trained: whether the head's weights have gradients.

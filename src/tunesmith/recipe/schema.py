@@ -33,7 +33,7 @@ class Model:
     dtype: Auto | Dtype = "auto"
     """Number format of weights and compute. Optimiser state and reductions stay in float32."""
     attn_implementation: Auto | Literal["varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel: `varlen` (rows packed without padding, shared prompts computed once), or one of transformers'."""
+    """Attention kernel: `varlen` (rows without padding, a pair's prompt computed once), or one of transformers'."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. It can do anything your user can."""
 
@@ -148,7 +148,7 @@ class Train:
     """Sequences of `data.max_length` per forward pass, with shorter ones packed into the same room; changes speed and
     memory, never the result. Accumulation follows from it, and it is halved when memory runs out."""
     num_processes: Auto | PositiveInt = "auto"
-    """Processes (ranks) on this machine, one per device; `auto` takes every GPU. More machines: start it with torchrun."""
+    """Processes (ranks) on this machine, one per device; `auto` takes every GPU. More machines: use torchrun."""
     parallelism: Auto | Literal["ddp", "fsdp2"] = "auto"
     """How ranks share the work: whole copies with summed gradients, or weights and optimiser state cut into shards."""
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw"
@@ -166,8 +166,8 @@ class Train:
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
-    """When a loss or gradient is not finite, or the loss spikes: end with an error, leave the step out, or go back to the
-    newest checkpoint and leave it out there."""
+    """When a loss or gradient is not finite, or the loss spikes: end with an error, leave the step out, or go back to
+    the newest checkpoint and leave it out there."""
     max_loss_spike: Annotated[float, Bound(above=1.0)] | None = None
     """A step whose loss is more than this many times the median of the 32 before it is bad; by default none is."""
     adam_beta1: Annotated[float, Bound(minimum=0.0, below=1.0)] = 0.9

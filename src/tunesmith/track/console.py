@@ -42,6 +42,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def _pace(rate: float, unit: str) -> str:
+    """Return a rate as people say it: `12.0 rows/s`, or `3.2 s a step` when one takes longer than a second."""
+    if 0 < rate < 1:
+        return f"{duration(1 / rate)} a {unit.removesuffix('s')}"
+    return f"{rate:,.1f} {unit}/s"
+
+
 class Progress:
     """Progress of one piece of work: a bar on a terminal, a plain line every few seconds elsewhere.
 
@@ -103,7 +110,7 @@ class Progress:
 
     def _show(self) -> None:
         if self._bar is not None:
-            rate = f"{self._rate():,.1f} {self.unit}/s"
+            rate = _pace(self._rate(), self.unit)
             self._bar.update(self._task, completed=self.done, rate=rate, note=self._note)
         elif self._shown and time.monotonic() - self._printed >= self._every_seconds:
             self._printed = time.monotonic()
@@ -117,7 +124,7 @@ class Progress:
         if self.total is not None and rate > 0 and self.done < self.total:
             left = f", {duration((self.total - self.done) / rate)} left"
         note = f"  {self._note}" if self._note else ""
-        return f"  {self.title}: {self.done}{of} {self.unit}, {rate:,.1f}/s{left}{note}"
+        return f"  {self.title}: {self.done}{of} {self.unit}, {_pace(rate, self.unit)}{left}{note}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

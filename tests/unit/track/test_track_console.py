@@ -35,8 +35,15 @@ def test_a_resumed_rate_counts_new_work_only() -> None:
     progress = console.Progress("train", 1000, "steps")
     progress._started -= 10.0
     progress.start_at(900)
-    progress.advance(10)
-    assert "1.0/s" in progress.line() or "0.9" in progress.line()
+    progress.advance(20)
+    assert "2.0 steps/s" in progress.line() or "1.9 steps/s" in progress.line()
+
+
+def test_slow_steps_are_told_by_their_duration() -> None:
+    progress = console.Progress("train", 100, "steps")
+    progress._started -= 40.0
+    progress.advance(4)
+    assert ", 10 s a step, " in progress.line()
 
 
 def test_credentials_are_not_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
