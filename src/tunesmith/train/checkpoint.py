@@ -350,10 +350,6 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return document
 
 
-def restore_rng(checkpoint: Path) -> None:
-    """Do nothing: steps seed themselves. To be removed with its last caller."""
-
-
 def _saved(checkpoint: Path, kind: str) -> SavedTensors:
     listed = json.loads((checkpoint / _MANIFEST).read_text())["files"]
     return SavedTensors(

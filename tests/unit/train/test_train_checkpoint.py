@@ -426,6 +426,7 @@ def _load_shards(rank: int, num_ranks: int, checkpoint: Path, expected: Path) ->
     _load_and_compare(checkpoint, expected, shard=True)
 
 
+@pytest.mark.slow
 def test_saved_by_two_ranks_and_read_by_others(tmp_path: Path) -> None:
     directory, expected = tmp_path / "checkpoints", tmp_path / "expected.safetensors"
     run_world(2, tmp_path, _save_shards, directory, expected)
