@@ -151,6 +151,17 @@ def test_whole_modules_of_16_bits_move_in_float32(tmp_path: Path) -> None:
     assert stuck.any(), "some moves are too small to be seen in 16 bits, and are kept in 32"
 
 
+def test_the_reference_of_preferences_is_the_base(tmp_path: Path) -> None:
+    """Whole modules cannot be switched off: rows are scored before they move, and the first loss is log 2."""
+    base = tiny.write_model(tmp_path / "base", tied=True)
+    run_dir = tiny.run_with_rows(tmp_path / "run", num_rows=12, objective="dpo")
+    lora = {"r": 4, "modules_to_save": ("embed_tokens", *NORMS)}
+    recipe = tiny.recipe_for(base, tmp_path, objective="dpo", num_train_epochs=3.0, lora=lora)
+    record = stage.run(recipe, run_dir)
+    assert record.first_loss == pytest.approx(0.6931, abs=1e-4)
+    assert record.final_loss < 0.6
+
+
 @pytest.mark.parametrize(
     ("lora", "where", "hint"),
     [
