@@ -320,14 +320,15 @@ def compare(given: argparse.Namespace, model: Path) -> bool:
 def scale(given: argparse.Namespace, model: Path) -> bool:
     """Print time and memory for growing numbers of rows; return whether memory stays under 2 GiB."""
     good = True
-    print(f"{'rows':>11} {'MiB':>7} {'seconds':>9} {'rows/s':>9} {'peak MiB':>9}")
+    print(f"{'rows':>11} {'MiB':>7} {'seconds':>9} {'rows/s':>9} {'CPU µs/row':>11} {'peak MiB':>9}")
     for num_rows in given.rows:
         file = given.out / f"rows-{num_rows}.jsonl"
         write_rows(file, given.data, num_rows)
         done = ours(file, model, given.out / "run")
         size = file.stat().st_size / 2**20
-        rate = num_rows / done.seconds
-        print(f"{num_rows:>11,} {size:>7,.0f} {done.seconds:>9.2f} {rate:>9,.0f} {done.peak_mib:>9,.0f}", flush=True)
+        rate, cpu = num_rows / done.seconds, 1e6 * done.cpu_seconds / num_rows
+        shown = f"{num_rows:>11,} {size:>7,.0f} {done.seconds:>9.2f} {rate:>9,.0f} {cpu:>11.0f} {done.peak_mib:>9,.0f}"
+        print(shown, flush=True)
         file.unlink()
         good &= done.peak_mib < 2048
     return good
