@@ -46,6 +46,7 @@ class Training:
     objective: str
     method: str
     parallelism: str
+    modules_to_save: tuple[str, ...] = ()
 
 
 TRAININGS = (
@@ -54,6 +55,7 @@ TRAININGS = (
     Training("narrow shards", "narrow", "sft", "full", "fsdp2"),
     Training("adapter in shards", "base", "dpo", "dora", "fsdp2"),
     Training("adapter in copies", "base", "dpo", "lora", "ddp"),
+    Training("adapter in narrow shards", "narrow", "sft", "lora", "fsdp2", ("lm_head",)),
 )
 
 
@@ -115,7 +117,9 @@ def train(place: Path, run_dir: RunDir, training: Training, world: World) -> Non
 
 
 def recipe_of_training(place: Path, training: Training) -> Recipe:
-    more = {"learning_rate": 1e-3, "num_train_epochs": 2.0, "eval_steps": 3}
+    more: dict[str, Any] = {"learning_rate": 1e-3, "num_train_epochs": 2.0, "eval_steps": 3}
+    if training.method != "full":
+        more["lora"] = {"r": 5, "alpha": 10.0, "modules_to_save": training.modules_to_save}
     return recipe_of(place, training.base, training.objective, training.method, training.parallelism, **more)
 
 

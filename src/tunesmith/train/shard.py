@@ -63,10 +63,10 @@ def _shard(losses: TokenLosses, recipe: Recipe, world: World) -> None:
 
 
 def let_go(losses: TokenLosses) -> None:
-    """Give up whole weights that ranks have gathered, after their shards were changed other than by a step.
+    """Give up whole weights that ranks have gathered: before shards are read, and after they were changed by no step.
 
     FSDP2 keeps those of the outermost module from a forward pass to its backward pass, and a pass without gradients has
-    none: the next one would compute with the old weights.
+    none: the module would go on with the old weights, and show them in place of its shards.
     """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # its import takes a second, and who shards has it
     for module in losses.modules() if fsdp is not None else ():

@@ -89,7 +89,7 @@ def _train(
 def _train_in(world: World, setting: Setting, stop: StopSignals) -> Checkpoint:
     """Train as one of the ranks of a world."""
     from tunesmith.track.tracker import open_tracker
-    from tunesmith.train import loop
+    from tunesmith.train import loop, shard
     from tunesmith.train.building import build
     from tunesmith.train.checkpoint import Checkpoints
     from tunesmith.train.final import gathered
@@ -114,6 +114,7 @@ def _train_in(world: World, setting: Setting, stop: StopSignals) -> Checkpoint:
         record = _record(setting, job, state)
         if tracker is not None:
             tracker.summary(_summary(record))
+        shard.let_go(job.losses)  # the last validation has left the outermost module's weights gathered
         tensors = gathered(job.losses.model, recipe, world)
     if world.is_first:
         write_final(setting, job.losses.model, tensors, record)
