@@ -68,7 +68,9 @@ class Embedded:
 
         command = [sys.executable, "-m", "tunesmith.serve.embedded", "--model", str(model.path)]
         command += ["--served-model-name", model.name, "--host", host, "--port", str(port), "--dtype", model.dtype]
-        command += ["--attn-implementation", model.attn_implementation]
+        # `varlen` lays training rows side by side; a server has a cache per answer instead.
+        attention = "sdpa" if model.attn_implementation == "varlen" else model.attn_implementation
+        command += ["--attn-implementation", attention]
         if model.max_model_len is not None:
             command += ["--max-model-len", str(model.max_model_len)]
         if model.chat_template != "model":

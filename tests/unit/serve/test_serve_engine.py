@@ -53,6 +53,11 @@ def test_embedded(checkpoint: Path) -> None:
     assert engine_named("embedded").name == "embedded" and engine_named("vllm").name == "vllm"
 
 
+def test_embedded_serves_what_was_trained_on_packed_rows(checkpoint: Path) -> None:
+    model = ServedModel(checkpoint, "n", "float32", 99, attn_implementation="varlen")
+    assert option(Embedded().command(model, "127.0.0.1", 81), "--attn-implementation") == "sdpa"
+
+
 def test_vllm(checkpoint: Path) -> None:
     model = ServedModel(checkpoint, "n", "bfloat16", 4096, gpu_memory_utilization=0.5)
     command = Vllm().command(model, "127.0.0.1", 8001)
