@@ -43,9 +43,9 @@ def duration(seconds: float) -> str:
 
 
 def _pace(rate: float, unit: str) -> str:
-    """Return a rate as people say it: `12.0 rows/s`, or `3.2 s a step` when one takes longer than a second."""
+    """Return a rate as people say it: `12.0 rows/s`, or `3.2 s per step` when one takes longer than a second."""
     if 0 < rate < 1:
-        return f"{duration(1 / rate)} a {unit.removesuffix('s')}"
+        return f"{duration(1 / rate)} per {unit.removesuffix('s')}"
     return f"{rate:,.1f} {unit}/s"
 
 

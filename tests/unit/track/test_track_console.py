@@ -43,7 +43,7 @@ def test_slow_steps_are_told_by_their_duration() -> None:
     progress = console.Progress("train", 100, "steps")
     progress._started -= 40.0
     progress.advance(4)
-    assert ", 10 s a step, " in progress.line()
+    assert ", 10 s per step, " in progress.line()
 
 
 def test_credentials_are_not_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
