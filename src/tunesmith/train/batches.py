@@ -144,9 +144,10 @@ class Collator:
         return sum(int(trained[1:].sum()) for row in rows for _, trained in self._sequences(int(row)))
 
     def largest(self) -> Rows:
-        """Return rows that fill one micro-batch with the longest of all."""
-        order = np.argsort(-self.lengths, kind="stable")[: max(1, self.max_tokens)]
-        return self._cut(order.astype(np.int64))[0]
+        """Return the longest rows of all, as many as fill a micro-batch of every rank."""
+        order = np.argsort(-self.lengths, kind="stable").astype(np.int64)
+        filled = np.searchsorted(np.cumsum(self.lengths[order]), self.max_tokens * self._num_ranks)
+        return order[: int(filled) + 1]
 
     def _cut(self, rows: Rows) -> list[Rows]:
         """Cut rows, longest first, into pieces of at most `max_tokens`: first fit, so that few are half empty."""

@@ -78,6 +78,17 @@ def test_micro_batches_hold_every_token_of_every_row(
         assert sum(batch.num_computed for batch in batches) == sum(batch.num_tokens for batch in batches) - shared
 
 
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_the_dry_run_fills_a_micro_batch_of_every_rank(tmp_path: Path, num_ranks: int) -> None:
+    tiny.write_rows(tmp_path / "shards", num_rows=64)
+    shards = Shards(tmp_path / "shards")
+    cpu = torch.device("cpu")
+    for rank in range(num_ranks):
+        collator = Collator(shards, "spans", max_tokens=200, device=cpu, rank=rank, num_ranks=num_ranks)
+        sizes = [batch.num_computed for batch in collator.micro_batches(collator.largest())]
+        assert max(sizes) > 200 - int(collator.lengths.max())
+
+
 def test_ranks_get_about_the_same_work(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "shards", num_rows=64)
     shards = Shards(tmp_path / "shards")
