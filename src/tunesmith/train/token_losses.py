@@ -85,6 +85,7 @@ class _FrozenHead(torch.autograd.Function):
                 losses_C, gradient_CV = _of_plain_head(hidden_CH, weight_VH, targets_C)
                 losses.append(losses_C)
                 gradients.append(gradient_CV @ weight_VH)
+                del gradient_CV  # before the next chunk's logits are made
             else:
                 with torch.enable_grad():
                     hidden_CH = hidden_CH.detach().requires_grad_()
@@ -117,6 +118,7 @@ class _MovingHeadSum(torch.autograd.Function):
                 of_weight_VH.addmm_(gradient_CV.T, hidden_CH)
             else:
                 of_weight_VH += gradient_CV.T @ hidden_CH
+            del gradient_CV  # before the next chunk's logits are made
         ctx.save_for_backward(torch.cat(gradients), of_weight_VH)
         ctx.weight_dtype = weight_VH.dtype
         return total
