@@ -9,8 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.recipe.activations import activation_bytes_per_token
 from tunesmith.recipe.facts import Facts
-from tunesmith.recipe.memory import activation_bytes_per_token, fixed_bytes, sequences_per_row
+from tunesmith.recipe.memory import fixed_bytes, sequences_per_row
 from tunesmith.recipe.schema import Recipe
 
 
@@ -110,7 +111,7 @@ def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:
 
 def _torch_compile(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
     if facts.device == "cpu":
-        return False, "measured here: no gain on a CPU"
+        return False, "it gains nothing on a CPU (docs/log.md)"
     return False, "it pays on long runs only; set it to true for these"
 
 
