@@ -102,6 +102,7 @@ class Checkpoints:
         state: dict[str, Any],
         *,
         best: bool = False,
+        aside: bool = True,
     ) -> None:
         """Copy everything at once, then write it while training goes on. All ranks call this, in the same order.
 
@@ -110,6 +111,7 @@ class Checkpoints:
 
         Args:
             best: it is the best one so far, and stays until a better one is whole.
+            aside: False when training does not go on: nothing is copied, and it is written when this returns.
         """
         self.wait()
         self._num_saves += 1
@@ -123,7 +125,7 @@ class Checkpoints:
             return
         own = {kind: parts_of(tensors, self._rank) for kind, tensors in kinds.items()}
         text = json.dumps(state, indent=2, ensure_ascii=False) + "\n"
-        copied = self._snapshot.take(own, num_copies=processes_here() if shared else 1)
+        copied = self._snapshot.take(own, num_copies=processes_here() if shared else 1) if aside else None
         work = _Save(step, copied or own, text, best, shared, temporary)
         self._written = False
         if copied is None:

@@ -122,7 +122,7 @@ def fit(job: Job, state: State) -> None:
             best = _validate_if_due(job, state, looks) and train.load_best_model_at_end
             ends = state.step == num_steps or _stopped_early(job, state) or job.stop.agreed
             if state.step % train.save_steps == 0 or best or ends:
-                save(job, state, best=best)
+                save(job, state, best=best, aside=not ends)
     written = job.checkpoints.wait()
     if job.stop.agreed:
         raise job.stop.interrupted(state.step, saved=written)
@@ -300,12 +300,13 @@ def _stopped_early(job: Job, state: State) -> bool:
     return patience is not None and state.num_validations_since_best >= patience
 
 
-def save(job: Job, state: State, *, best: bool = False) -> None:
-    """Begin to write a checkpoint of this moment; training goes on meanwhile."""
+def save(job: Job, state: State, *, best: bool = False, aside: bool = True) -> None:
+    """Write a checkpoint of this moment: aside, while training goes on, or here and now."""
     tensors = optimizer_tensors(job.optimizer, job.moved.weights)
     if job.reference is not None:
         tensors[REFERENCE] = job.reference.table_N2
-    job.checkpoints.save(state.step, dict(job.moved.weights), tensors, dataclasses.asdict(state), best=best)
+    weights, document = dict(job.moved.weights), dataclasses.asdict(state)
+    job.checkpoints.save(state.step, weights, tensors, document, best=best, aside=aside)
 
 
 REFERENCE = "reference//log_probabilities"  # beside the optimiser's tensors in a checkpoint
