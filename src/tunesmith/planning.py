@@ -18,7 +18,7 @@ from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
 from tunesmith.recipe.effects import num_steps
 from tunesmith.recipe.facts import Facts
-from tunesmith.recipe.memory import MemoryEstimate, estimate_memory, num_trainable_parameters
+from tunesmith.recipe.memory import Lengths, MemoryEstimate, estimate_memory, num_trainable_parameters
 from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
 
@@ -120,6 +120,7 @@ def _facts(model: ModelFacts, hardware: Hardware) -> Facts:
         vocab_size=model.vocab_size,
         max_position_embeddings=model.max_position_embeddings,
         checkpoint_dtype=model.dtype,
+        activation=model.activation,
         linears=model.linears,
         others=model.others,
     )
@@ -138,6 +139,8 @@ def plan(recipe: Recipe) -> Plan:
     resolved, decisions = resolve(recipe, facts)
     data = estimate(resolved, model_path)
     wanted = [("evaluate", resolved.evaluate), ("bench", resolved.bench), ("gate", resolved.gate)]
+    steps = num_steps(resolved.train, data.num_sequences_per_epoch)
+    lengths = Lengths(data.mean_positions, data.deviation_of_positions, data.longest_positions)
     stages = ["data", "train", "merge", *(name for name, section in wanted if section), "report"]
     return Plan(
         recipe=resolved,
@@ -145,9 +148,9 @@ def plan(recipe: Recipe) -> Plan:
         model_path=model_path,
         model=model,
         data=data,
-        num_steps=num_steps(resolved.train, data.num_sequences_per_epoch),
+        num_steps=steps,
         num_trainable_parameters=num_trainable_parameters(resolved, facts),
-        memory=estimate_memory(resolved, facts, data.longest_tokens),
+        memory=estimate_memory(resolved, facts, lengths, steps),
         hardware=hardware,
         stages=stages + (["publish"] if resolved.publish else []),
     )

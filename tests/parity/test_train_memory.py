@@ -1,7 +1,8 @@
-"""The memory formula against what autograd really keeps."""
+"""The memory formula against what autograd really keeps of packed rows."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,47 +10,91 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tunesmith.model.adapters import AdapterSettings, attach, linear_layers  # noqa: E402
-from tunesmith.recipe.facts import Facts, Linear  # noqa: E402
-from tunesmith.recipe.memory import activation_bytes_per_token  # noqa: E402
-from tunesmith.recipe.schema import Data, Model, Recipe, Train  # noqa: E402
+from tests import tiny  # noqa: E402
+from tunesmith.model.adapters import AdapterSettings, attach  # noqa: E402
+from tunesmith.model.head import split, use_spans  # noqa: E402
+from tunesmith.model.headers import model_facts  # noqa: E402
+from tunesmith.model.load import load_model  # noqa: E402
+from tunesmith.recipe.activations import activation_bytes_per_token  # noqa: E402
+from tunesmith.recipe.facts import Facts  # noqa: E402
+from tunesmith.tokens.shards import Shards  # noqa: E402
+from tunesmith.train.batches import Collator  # noqa: E402
+from tunesmith.train.objective import DpoObjective, sft  # noqa: E402
 from tunesmith.train.optim import Moved  # noqa: E402
+from tunesmith.train.token_losses import TokenLosses  # noqa: E402
 
-TOLERANCE = 0.2
+TOLERANCE = 0.15
+CPU = torch.device("cpu")
 
 
-def kept_bytes_per_token(model: Any) -> float:
-    """Return the size of the distinct tensors that a forward pass keeps for the backward one."""
-    weights = {tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+def kept_bytes_per_token(objective: Any, losses: TokenLosses, batch: Any) -> float:
+    """Return the size of the distinct tensors that a forward pass keeps for the backward one.
+
+    Without the gradient of a head that moves: it is there once, whatever the batch.
+    """
+    weights = {tensor.data_ptr() for tensor in [*losses.parameters(), *losses.buffers()]}
+    head = losses.split.plain_head
     kept: dict[int, Any] = {}
 
     def pack(tensor: Any) -> Any:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights and (head is None or tensor.shape != head.weight.shape):
+            kept[address] = tensor  # held, so that no address is used twice
         return tensor
 
-    ids_BT = torch.randint(0, 500, (4, 128))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
-    assert output.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids_BT.numel()
+        loss, _ = objective(losses, batch)
+    assert loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / batch.num_computed
 
 
-@pytest.mark.parametrize("intermediate_size", [352, 700])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["full", "lora", "dora"])
-def test_activations(method: str, dtype: str, intermediate_size: int) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def facts_of(path: Path) -> Facts:
+    found = model_facts(path)
+    names = ("num_layers", "hidden_size", "vocab_size", "activation", "linears", "others")
+    return Facts(**{name: getattr(found, name) for name in names})
 
-    sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=500, intermediate_size=intermediate_size, **sizes))
-    model.to(getattr(torch, dtype)).requires_grad_(False)
-    linears = tuple(Linear(name, *layer.weight.shape) for name, layer in linear_layers(model).items())
+
+def ratio(tmp_path: Path, family: str, *, dtype: str = "float32", **train: Any) -> float:
+    """Return the estimated bytes of a position over those that autograd keeps."""
+    base = tiny.write_model(tmp_path / "model", family, dtype=dtype)
+    recipe = tiny.recipe_for(base, tmp_path, dtype=dtype, **train)
+    method, dpo = recipe.train.method, recipe.train.objective == "dpo"
+    tiny.write_rows(tmp_path / "rows", num_rows=6, segments=3 if dpo else 1)
+    model = load_model(base, recipe.model, four_bit=method.startswith("q"), device=CPU)
     if method != "full":
-        attach(model, AdapterSettings(8, 16.0, 0.0, "all-linear", method == "dora"), seed=0)
+        attach(model, AdapterSettings.of(recipe.train.lora, method), seed=0)
     Moved(model)
-    train = Train(method=method, gradient_checkpointing=False)  # type: ignore[arg-type]
-    recipe = Recipe("x", Model("m", dtype=dtype), Data(()), train=train)  # type: ignore[arg-type]
-    expected = kept_bytes_per_token(model)
-    found = activation_bytes_per_token(recipe, Facts(num_layers=3, hidden_size=128, linears=linears))
-    assert abs(found / expected - 1) < TOLERANCE
+    losses = TokenLosses(split(model))
+    assert use_spans(losses.split)
+    shards = Shards(tmp_path / "rows")
+    (batch,) = Collator(shards, "spans", max_tokens=10_000, device=CPU).micro_batches(torch.arange(6).numpy())
+    objective = DpoObjective(recipe.train.dpo, lambda losses, batch: torch.zeros(6, 2)) if dpo else sft
+    expected = kept_bytes_per_token(objective, losses, batch)
+    return activation_bytes_per_token(recipe, facts_of(base)) / expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "qlora", "qdora"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_methods(tmp_path: Path, family: str, method: str, dtype: str) -> None:
+    if method.startswith("q"):
+        pytest.importorskip("bitsandbytes")
+    assert abs(ratio(tmp_path, family, dtype=dtype, method=method, lora={"r": 4}) - 1) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+def test_families(tmp_path: Path, family: str, method: str) -> None:
+    assert abs(ratio(tmp_path, family, method=method, lora={"r": 4}) - 1) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_preference_pairs(tmp_path: Path, family: str) -> None:
+    assert abs(ratio(tmp_path, family, method="lora", lora={"r": 4}, objective="dpo") - 1) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "lora", [{"dropout": 0.1}, {"target_modules": ("q_proj", "v_proj")}, {"modules_to_save": ("norm",)}], ids=str
+)
+def test_adapters_of_other_kinds(tmp_path: Path, lora: dict[str, Any]) -> None:
+    assert abs(ratio(tmp_path, "llama", method="lora", lora={"r": 4} | lora) - 1) < TOLERANCE

@@ -6,6 +6,7 @@ real template and encoded with the real tokenizer; counts of lines or sizes of f
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class DataEstimate:
 
     Attributes:
         num_rows: rows in all training sources, before anything is left out.
+        mean_positions, deviation_of_positions, longest_positions: of what a row takes in a micro-batch; a pair's prompt
+            counts once.
         sampled_rows: how many were rendered and encoded.
         exact: every row was, so nothing is estimated but duplicates and the hash's share of held-out rows.
         formats: row format of each source, by path.
@@ -43,6 +46,9 @@ class DataEstimate:
     num_trained_tokens: int
     mean_tokens: float
     longest_tokens: int
+    mean_positions: float
+    deviation_of_positions: float
+    longest_positions: int
     sampled_rows: int
     exact: bool
     formats: dict[str, str]
@@ -56,7 +62,7 @@ class _Sample:
     row_format: RowFormat
     num_rows: int
     problems: tuple[str, ...]  # why sampled rows cannot be used
-    lengths: tuple[tuple[int, int, int], ...]  # longest sequence, tokens seen, tokens trained, per row
+    lengths: tuple[tuple[int, int, int, int], ...]  # of a row: longest sequence, tokens seen, trained, positions
     num_too_long: int
     weight: float
     is_whole: bool
@@ -87,19 +93,23 @@ def estimate(recipe: Recipe, model_path: Path) -> DataEstimate:
 def _summary(recipe: Recipe, samples: dict[str, _Sample], notes: list[str]) -> DataEstimate:
     kept_share = 1 - recipe.data.validation_fraction
     sequences, tokens, trained = 0.0, 0.0, 0.0
+    shares: list[tuple[float, list[int]]] = []  # rows of an epoch, and the positions of the sampled ones
     for path, sample in samples.items():
         num_sampled = len(sample.lengths) + sample.num_too_long + len(sample.problems)
         usable = len(sample.lengths) / max(1, num_sampled)
         expected = sample.num_rows * usable * sample.weight * kept_share
         sequences += expected
-        tokens += expected * _mean([seen for _, seen, _ in sample.lengths])
-        trained += expected * _mean([count for _, _, count in sample.lengths])
+        shares.append((expected, [positions for _, _, _, positions in sample.lengths]))
+        tokens += expected * _mean([seen for _, seen, _, _ in sample.lengths])
+        trained += expected * _mean([count for _, _, count, _ in sample.lengths])
         if sample.problems:
             (reason, _), *_ = Counter(sample.problems).most_common(1)
             notes.append(f"{path}: {len(sample.problems)} of {num_sampled} sampled rows cannot be used: {reason}")
         if sample.num_too_long:
             notes.append(f"{path}: {sample.num_too_long} of {num_sampled} sampled rows are too long and are dropped")
-    lengths = [length for sample in samples.values() for length, _, _ in sample.lengths]
+    lengths = [length for sample in samples.values() for length, _, _, _ in sample.lengths]
+    mean = sum(rows * _mean(positions) for rows, positions in shares) / sequences if sequences else 0.0
+    squares = sum(rows * _mean([(n - mean) ** 2 for n in positions]) for rows, positions in shares)
     return DataEstimate(
         num_rows=sum(sample.num_rows for sample in samples.values()),
         num_sequences_per_epoch=round(sequences),
@@ -107,6 +117,9 @@ def _summary(recipe: Recipe, samples: dict[str, _Sample], notes: list[str]) -> D
         num_trained_tokens=round(trained),
         mean_tokens=tokens / sequences if sequences else 0.0,
         longest_tokens=max(lengths, default=0),
+        mean_positions=mean,
+        deviation_of_positions=math.sqrt(squares / sequences) if sequences else 0.0,
+        longest_positions=max((n for _, positions in shares for n in positions), default=0),
         sampled_rows=len(lengths),
         exact=bool(samples) and all(sample.is_whole for sample in samples.values()) and not notes,
         formats={path: sample.row_format for path, sample in samples.items()},
@@ -130,7 +143,7 @@ def _sample(encoder: Encoder, source: Source, size: int) -> _Sample:
         except BadShape as problem:
             problems.append(str(problem))
     data = encoder.recipe.data
-    lengths: list[tuple[int, int, int]] = []
+    lengths: list[tuple[int, int, int, int]] = []
     num_too_long = 0
     for segments in encoder.encode(contents):
         if isinstance(segments, str):
@@ -141,7 +154,9 @@ def _sample(encoder: Encoder, source: Source, size: int) -> _Sample:
             num_too_long += 1
             continue
         scale = min(1.0, data.max_length / length)
-        lengths.append((min(length, data.max_length), round(seen * scale), round(trained * scale)))
+        positions = sum(len(ids) for ids, _ in segments)
+        seen, trained, positions = (round(count * scale) for count in (seen, trained, positions))
+        lengths.append((min(length, data.max_length), seen, trained, positions))
     return _Sample(
         row_format=row_format,
         num_rows=len(rows) if len(rows) < _READ_ROWS else _count_rows(source, rows),
@@ -202,5 +217,5 @@ def _parquet_rows(path: Path) -> int:
         return int(parquet.ParquetFile(file).metadata.num_rows)
 
 
-def _mean(values: Sequence[int]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0

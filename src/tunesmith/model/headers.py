@@ -55,6 +55,7 @@ class ModelFacts:
     dtype: str | None
     architecture: str
     tied: bool
+    activation: str = ""
     linears: tuple[Linear, ...] = ()
     others: tuple[Tensor, ...] = ()
 
@@ -187,6 +188,7 @@ def model_facts(path: Path) -> ModelFacts:
         dtype=_NAMES[largest.dtype] if largest else dtype if isinstance(dtype, str) else None,
         architecture=str(architectures[0]) if architectures else str(config.get("model_type", "unknown")),
         tied=not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors),
+        activation=_activation(text),
         linears=linears,
         others=tuple(Tensor(name, info.num_elements) for name, info in tensors.items() if name not in matrices),
     )
@@ -214,6 +216,11 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 def _number(config: dict[str, Any], *names: str) -> int:
     found = (config[name] for name in names if isinstance(config.get(name), int))
     return next(found, 0)
+
+
+def _activation(config: dict[str, Any]) -> str:
+    found = (config[name] for name in ("hidden_act", "activation_function", "hidden_activation") if config.get(name))
+    return str(next(found, ""))
 
 
 def _json(file: Path) -> dict[str, Any]:

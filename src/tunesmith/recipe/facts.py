@@ -38,5 +38,6 @@ class Facts:
     vocab_size: int = 0
     max_position_embeddings: int | None = None
     checkpoint_dtype: str | None = None
+    activation: str = ""  # of the MLPs, by transformers' name
     linears: tuple[Linear, ...] = ()
     others: tuple[Tensor, ...] = ()

@@ -1,8 +1,13 @@
 """How much memory training takes, worked out from the recipe and the checkpoint's headers. Pure arithmetic.
 
-    peak = weights + gradients + optimiser + activations of one micro-batch + one chunk of logits + the libraries
+The estimate is that of the worse of two moments:
 
-What training keeps in which number format is decided in `train.optim` and `model.load`; this file repeats their sums:
+    load   the checkpoint's file and the weights made of it; for a 4-bit base all, before the first is quantised
+    step   weights + gradients + optimiser + activations of one micro-batch + one chunk of logits, and on a CPU the copy
+           of what moves that a checkpoint is written from (kept for the next one)
+
+and the libraries at both. The last checkpoint of a training is written without a copy. What training keeps in which
+number format is decided in `train.optim` and `model.load`; this file repeats their sums:
 
     full, 32 bit     weights 4, gradients 4, AdamW 8 bytes per parameter
     full, 16 bit     weights 2, master copy 4, gradients 4, AdamW 8
@@ -15,8 +20,11 @@ What training keeps in which number format is decided in `train.optim` and `mode
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Any
 
+from tunesmith.recipe.activations import activation_bytes_per_token, compute_bytes, widest_outputs
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.targets import carries_adapter, is_whole, value_for
@@ -25,61 +33,125 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Of float32 logits at a time, what `train.token_losses` computes in one piece: enough rows for a fast product.
 LOGITS_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
-_LIBRARIES_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20}  # Python, torch and transformers; the CUDA context
+_FILE_BYTES = {"float64": 8, "float32": 4}  # of a number in the checkpoint; others take 2
+# Measured by `benchmarks/memory_estimate.py`: Python, torch, transformers and what they allocate at their first use;
+# bitsandbytes; the CUDA context.
+_LIBRARIES_BYTES = {"cpu": 430 << 20, "cuda": 600 << 20}
+_FOUR_BIT_BYTES = 50 << 20
+# Of activations: holes that glibc's allocator keeps between pieces of changing sizes. CUDA's has them too, but does not
+# count them as allocated.
+_HOLES_FRACTION = {"cpu": 0.25, "cuda": 0.0}
+_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "adafactor": 0.02}  # per parameter
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Positions that a row takes in a micro-batch (a pair's prompt once). All 0 when rows are not known."""
+
+    mean: float = 0.0
+    deviation: float = 0.0
+    longest: int = 0
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device at the worst moment of a step."""
+    """Bytes on one device at the worst moment.
+
+    Attributes:
+        copies: of what moves, while a checkpoint is written; of the weights, while they are loaded.
+        holes: freed memory that the allocator cannot use for what is asked of it, nor give back.
+        available: 0 when unknown.
+        moment: load or step.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     logits: int
+    copies: int
+    holes: int
     libraries: int
-    available: int  # 0 when unknown
+    available: int
+    moment: str
 
     @property
     def total(self) -> int:
-        return sum(value for name, value in dataclasses.asdict(self).items() if name != "available")
+        numbers = (value for name, value in dataclasses.asdict(self).items() if name not in ("available", "moment"))
+        return sum(numbers)
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         """Return the parts and their sum."""
         return dataclasses.asdict(self) | {"total": self.total}
 
     def sentence(self) -> str:
         """Return the estimate in one line."""
-        parts = ("weights", "gradients", "optimizer", "activations", "logits")
-        shown = ", ".join(f"{name} {_gib(getattr(self, name))}" for name in parts)
+        parts = ("weights", "gradients", "optimizer", "activations", "logits", "copies", "holes", "libraries")
+        shown = ", ".join(f"{name} {_gib(value)}" for name in parts if (value := getattr(self, name)))
         of = f" of {_gib(self.available)} GiB" if self.available else ""
+        at = "while the model is loaded" if self.moment == "load" else "at the peak"
         warning = " — MORE THAN THERE IS" if self.available and self.total > self.available else ""
-        return f"about {_gib(self.total)} GiB{of} at the peak ({shown}){warning}"
+        return f"about {_gib(self.total)} GiB{of} {at} ({shown}){warning}"
 
 
 def _gib(value: int) -> str:
     return f"{value / 2**30:.2g}" if value < 10 << 30 else f"{value / 2**30:.0f}"
 
 
-def estimate_memory(recipe: Recipe, facts: Facts, longest_tokens: int) -> MemoryEstimate:
-    """Return the peak of a resolved recipe.
+def estimate_memory(recipe: Recipe, facts: Facts, lengths: Lengths, num_steps: int) -> MemoryEstimate:
+    """Return the peak of a resolved recipe."""
+    moments = [_load(recipe, facts), _step(recipe, facts, lengths, num_steps)]
+    return max(moments, key=lambda moment: moment.total)
 
-    Args:
-        longest_tokens: of a row (of a preference pair's longer side with its prompt): the longest micro-batch counts.
-    """
-    micro_batch = recipe.train.per_device_train_batch_size
-    sequences = (micro_batch if isinstance(micro_batch, int) else 1) * sequences_per_row(recipe)
-    tokens = sequences * min(longest_tokens, recipe.data.max_length)
+
+def _at(moment: str, recipe: Recipe, facts: Facts, **parts: float) -> MemoryEstimate:
+    names = ("weights", "gradients", "optimizer", "activations", "logits", "copies", "holes")
+    bytes_of = {name: round(parts.get(name, 0)) for name in names}
+    libraries, available = libraries_bytes(recipe, facts), facts.device_memory_bytes
+    return MemoryEstimate(**bytes_of, libraries=libraries, available=available, moment=moment)
+
+
+def _load(recipe: Recipe, facts: Facts) -> MemoryEstimate:
+    """A GPU gets its weights one by one, and meets no more of them than it keeps."""
+    weights = facts.num_parameters * compute_bytes(recipe)
+    if facts.device == "cuda":
+        return _at("load", recipe, facts, weights=_state_bytes(recipe, facts)[0])
+    in_file = facts.num_parameters * _FILE_BYTES.get(facts.checkpoint_dtype or "", 2)
+    return _at("load", recipe, facts, weights=weights, copies=in_file)
+
+
+def _step(recipe: Recipe, facts: Facts, lengths: Lengths, num_steps: int) -> MemoryEstimate:
     weights, gradients, optimizer = _state_bytes(recipe, facts)
-    return MemoryEstimate(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=round(tokens * activation_bytes_per_token(recipe, facts)),
-        logits=round(logits_bytes(facts, tokens)),
-        libraries=_LIBRARIES_BYTES.get(facts.device, 0),
-        available=facts.device_memory_bytes,
-    )
+    tokens = micro_batch_tokens(recipe, lengths, num_steps)
+    kept = tokens * activation_bytes_per_token(recipe, facts)
+    passing = max(logits_bytes(recipe, facts, tokens), 3 * tokens * widest_outputs(facts) * compute_bytes(recipe))
+    if recipe.train.method == "full" and recipe.train.objective == "sft":
+        kept += 4 * facts.vocab_size * facts.hidden_size  # the head's gradient is made together with its losses
+    saved = num_steps > recipe.train.save_steps
+    return _at(
+        "step", recipe, facts, weights=weights, gradients=gradients, optimizer=optimizer, activations=kept,
+        logits=passing, copies=_copies_bytes(recipe, facts) if saved else 0, holes=_HOLES_FRACTION[facts.device] * kept,
+    )  # fmt: skip
+
+
+def micro_batch_tokens(recipe: Recipe, lengths: Lengths, num_steps: int) -> float:
+    """Return the positions of the fullest micro-batch: as many as it may have, or as a global batch's rows give.
+
+    Of a sum of independent lengths, the largest in so many steps is about √(2 ln steps) deviations above the mean.
+    """
+    train = recipe.train
+    size, ranks = (value if isinstance(value, int) else 1 for value in _sizes(recipe))
+    room = size * recipe.data.max_length * sequences_per_row(recipe)
+    if not lengths.longest:
+        return room
+    rows = math.ceil(train.global_batch_size / ranks)
+    above = math.sqrt(2 * math.log(max(2, num_steps)) * rows) * lengths.deviation
+    given = min(rows * lengths.longest, rows * lengths.mean + above)
+    return max(min(room, given), lengths.longest)
+
+
+def _sizes(recipe: Recipe) -> tuple[Any, Any]:
+    return recipe.train.per_device_train_batch_size, recipe.train.num_processes
 
 
 def sequences_per_row(recipe: Recipe) -> int:
@@ -116,51 +188,46 @@ def _whole_parameters(recipe: Recipe, facts: Facts) -> int:
     return sum(found.values())
 
 
-def _compute_bytes(recipe: Recipe) -> int:
-    return 4 if recipe.model.dtype == "float32" else 2
-
-
-def _state_bytes(recipe: Recipe, facts: Facts) -> tuple[int, int, int]:
+def _state_bytes(recipe: Recipe, facts: Facts) -> tuple[float, float, float]:
     """Return weights, gradients and optimiser state."""
-    width, moved = _compute_bytes(recipe), num_trainable_parameters(recipe, facts)
+    width, moved = compute_bytes(recipe), num_trainable_parameters(recipe, facts)
+    state = moved * _OPTIMIZER_BYTES[recipe.train.optim]
     if recipe.train.method == "full":
-        master = 0 if width == 4 else 4
-        return moved * width, moved * 4, moved * (8 + master)
+        return moved * width, moved * 4, state + (0 if width == 4 else 4 * moved)
     num_four_bit = 0
-    if recipe.train.method in ("qlora", "qdora"):
+    if is_four_bit(recipe):
         whole = recipe.train.lora.modules_to_save
         linears = [linear for linear in facts.linears if not is_whole(linear.name, whole)]
         num_four_bit = sum(linear.num_outputs * linear.num_inputs for linear in linears)
     base = num_four_bit * NF4_BYTES + (facts.num_parameters - num_four_bit) * width
     copied = moved if width == 2 else _adapter_parameters(recipe, facts)  # what is in float32 beside the base
-    return round(base + 4 * copied), moved * 4, moved * 8
+    return base + 4 * copied, moved * 4, state
+
+
+def _copies_bytes(recipe: Recipe, facts: Facts) -> float:
+    """Return what a checkpoint is written from: weights that move and optimiser state, in host memory."""
+    if facts.device == "cuda":
+        return 0
+    moved = num_trainable_parameters(recipe, facts)
+    return moved * (4 + _OPTIMIZER_BYTES[recipe.train.optim])
+
+
+def is_four_bit(recipe: Recipe) -> bool:
+    """Return whether frozen linear layers are in NF4."""
+    return recipe.train.method in ("qlora", "qdora")
+
+
+def libraries_bytes(recipe: Recipe, facts: Facts) -> int:
+    """Return what the libraries take."""
+    return _LIBRARIES_BYTES[facts.device] + (_FOUR_BIT_BYTES if is_four_bit(recipe) and facts.device == "cpu" else 0)
 
 
 def fixed_bytes(recipe: Recipe, facts: Facts) -> float:
-    """Return the memory of weights, gradients and optimiser state, whatever the batch."""
-    return float(sum(_state_bytes(recipe, facts)))
+    """Return the memory of weights, gradients, optimiser state and libraries, whatever the batch."""
+    return sum(_state_bytes(recipe, facts)) + libraries_bytes(recipe, facts)
 
 
-def activation_bytes_per_token(recipe: Recipe, facts: Facts) -> float:
-    """Return the memory that one token of a micro-batch takes between forward and backward.
-
-    Per layer of a gated-MLP transformer with fused attention autograd keeps about two numbers per output of a linear
-    layer (the output, and what the next operation makes of it), three with DoRA, and two per hidden unit for the norms,
-    in the compute format. `tests/parity/test_train_memory.py` measures it. With checkpointing every layer keeps its
-    input only, and one layer at a time is whole.
-    """
-    width = _compute_bytes(recipe)
-    outputs = sum(linear.num_outputs for linear in facts.linears)
-    num_layers = max(1, facts.num_layers)
-    per_output = 3 if recipe.train.method.endswith("dora") else 2
-    # Unknown layers: a gated MLP of 2.7 and attention of 2.5 times the hidden size make about ten outputs per unit.
-    outputs_per_layer = outputs / num_layers if outputs else 10 * facts.hidden_size
-    per_layer = per_output * outputs_per_layer + 2 * facts.hidden_size
-    if recipe.train.gradient_checkpointing is True:
-        return width * (facts.num_layers * facts.hidden_size + per_layer)
-    return width * facts.num_layers * per_layer
-
-
-def logits_bytes(facts: Facts, num_tokens: int) -> float:
-    """Return the memory of the largest piece of logits: float32 values, their gradient, and one copy in between."""
-    return float(min(LOGITS_CHUNK_BYTES[facts.device], num_tokens * facts.vocab_size * 4) * 3)
+def logits_bytes(recipe: Recipe, facts: Facts, num_tokens: float) -> float:
+    """Return the memory that a chunk of logits takes: two float32 buffers, three where autograd goes through them."""
+    buffers = 3 if recipe.train.method == "full" and recipe.train.objective == "dpo" else 2
+    return buffers * min(LOGITS_CHUNK_BYTES[facts.device], num_tokens * facts.vocab_size * 4)

@@ -248,6 +248,8 @@ def _take_best(job: Job, state: State) -> None:
 
 
 def _record(setting: Setting, job: Job, state: State) -> Checkpoint:
+    from tunesmith.train.meter import peak_memory_bytes
+
     recipe, base = setting.recipe, setting.base
     in_checkpoint = sum(info.num_elements for info in read_headers(base).values())
     name = recipe.model.name_or_path
@@ -268,7 +270,7 @@ def _record(setting: Setting, job: Job, state: State) -> Checkpoint:
         num_parameters=in_checkpoint,
         trained_tokens_per_second=state.counts.trained / max(1e-9, state.seconds),
         tokens_per_second=state.counts.tokens / max(1e-9, state.seconds),
-        peak_memory_bytes=state.peak_memory_bytes,
+        peak_memory_bytes=max(state.peak_memory_bytes, peak_memory_bytes()),
         seconds=round(state.seconds, 3),
         resumed_from_steps=tuple(state.resumed_from_steps),
         num_ranks=job.world.size,
