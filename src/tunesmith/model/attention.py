@@ -111,8 +111,8 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | 
         trunk_q, trunk_k, trunk_v = next(parts)
         branches = [next(parts) for _ in group[1:]]
         for number, (branch_q, branch_k, branch_v) in enumerate(branches):
-            # Behind a trunk that is no longer than itself, a branch costs less as a whole triangle, trunk and all, than as
-            # a rectangle: that one needs a mask, which every layer keeps, and none of it is skipped.
+            # Behind a trunk that is no longer than itself, a branch costs less as a whole triangle, trunk and all, than
+            # as a rectangle: that one needs a mask, which every layer keeps, and none of it is skipped.
             whole = number == 0 or trunk_q.shape[2] <= branch_q.shape[2]
             queries = torch.cat([trunk_q, branch_q], dim=2) if whole else branch_q
             keys, values = torch.cat([trunk_k, branch_k], dim=2), torch.cat([trunk_v, branch_v], dim=2)
