@@ -59,15 +59,27 @@ def _chunks(values_N: Tensor, split: SplitModel) -> tuple[Tensor, ...]:
     return values_N.split(size) if len(values_N) else (values_N,)
 
 
-def _of_plain_head(hidden_CH: Tensor, weight_VH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the losses, (C,), and the gradient of their sum with respect to the logits, (C, V), in the format of the
-    head. The logits' own memory is used for everything.
+def _of_plain_head(
+    hidden_CH: Tensor, weight_VH: Tensor, targets_C: Tensor, losses_C: Tensor, of_hidden_CH: Tensor,
+    of_weight_VH: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Fill in the losses and the gradient of their sum with respect to the hidden states, and add the weight's.
+
+    The logits' own memory is used for everything, and nothing made here outlives the call: a small tensor in the place
+    of freed logits would make the next chunk's take new memory.
     """
     log_p_CV = functional.log_softmax(functional.linear(hidden_CH, weight_VH).float(), dim=-1)
-    losses_C = -log_p_CV.gather(1, targets_C[:, None])[:, 0]
+    torch.neg(log_p_CV.gather(1, targets_C[:, None])[:, 0], out=losses_C)
     gradient_CV = log_p_CV.exp_()
     gradient_CV.scatter_add_(1, targets_C[:, None], gradient_CV.new_full((len(targets_C), 1), -1.0))
-    return losses_C, gradient_CV.to(weight_VH.dtype)
+    gradient_CV = gradient_CV.to(weight_VH.dtype)
+    of_hidden_CH.copy_(gradient_CV @ weight_VH)
+    if of_weight_VH is None:
+        return
+    if weight_VH.dtype == torch.float32:
+        of_weight_VH.addmm_(gradient_CV.T, hidden_CH)
+    else:
+        of_weight_VH += gradient_CV.T @ hidden_CH
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -76,25 +88,23 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, targets_N: Tensor, split: SplitModel) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        losses, gradients = [], []
-        for hidden_CH, targets_C in zip(_chunks(hidden_NH, split), _chunks(targets_N, split), strict=True):
+        losses_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+        gradient_NH = torch.empty_like(hidden_NH) if wanted else hidden_NH
+        every = (_chunks(values, split) for values in (hidden_NH, targets_N, losses_N, gradient_NH))
+        for hidden_CH, targets_C, losses_C, of_hidden_CH in zip(*every, strict=True):
             if not wanted:
-                losses.append(_losses(hidden_CH, targets_C, split))
+                losses_C.copy_(_losses(hidden_CH, targets_C, split))
             elif split.plain_head is not None:
-                weight_VH = split.plain_head.weight
-                losses_C, gradient_CV = _of_plain_head(hidden_CH, weight_VH, targets_C)
-                losses.append(losses_C)
-                gradients.append(gradient_CV @ weight_VH)
-                del gradient_CV  # before the next chunk's logits are made
+                _of_plain_head(hidden_CH, split.plain_head.weight, targets_C, losses_C, of_hidden_CH)
             else:
                 with torch.enable_grad():
                     hidden_CH = hidden_CH.detach().requires_grad_()
-                    losses_C = _losses(hidden_CH, targets_C, split)
-                    gradients += torch.autograd.grad(losses_C.sum(), hidden_CH)
-                losses.append(losses_C.detach())
+                    found_C = _losses(hidden_CH, targets_C, split)
+                    of_hidden_CH.copy_(torch.autograd.grad(found_C.sum(), hidden_CH)[0])
+                losses_C.copy_(found_C.detach())
         if wanted:
-            ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
+            ctx.save_for_backward(gradient_NH)
+        return losses_N
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, None, None]:
@@ -107,21 +117,15 @@ class _MovingHeadSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, split: SplitModel) -> Tensor:
-        total = hidden_NH.new_zeros((), dtype=torch.float32)
-        gradients = []
+        losses_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+        gradient_NH = torch.empty_like(hidden_NH)
         of_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
-        for hidden_CH, targets_C in zip(_chunks(hidden_NH, split), _chunks(targets_N, split), strict=True):
-            losses_C, gradient_CV = _of_plain_head(hidden_CH, weight_VH, targets_C)
-            total += losses_C.sum()
-            gradients.append(gradient_CV @ weight_VH)
-            if weight_VH.dtype == torch.float32:
-                of_weight_VH.addmm_(gradient_CV.T, hidden_CH)
-            else:
-                of_weight_VH += gradient_CV.T @ hidden_CH
-            del gradient_CV  # before the next chunk's logits are made
-        ctx.save_for_backward(torch.cat(gradients), of_weight_VH)
+        every = (_chunks(values, split) for values in (hidden_NH, targets_N, losses_N, gradient_NH))
+        for hidden_CH, targets_C, losses_C, of_hidden_CH in zip(*every, strict=True):
+            _of_plain_head(hidden_CH, weight_VH, targets_C, losses_C, of_hidden_CH, of_weight_VH)
+        ctx.save_for_backward(gradient_NH, of_weight_VH)
         ctx.weight_dtype = weight_VH.dtype
-        return total
+        return losses_N.sum()
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, Tensor, None, None]:
