@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,14 @@ def load_model(
         from tunesmith.model.nf4 import quantise_linears
 
         quantise_linears(model, device, unquantised=unquantised)
+        _give_back_freed_memory()
     return model.to(device).train()
+
+
+def _give_back_freed_memory() -> None:
+    """Hand back what the wide weights took; glibc would keep it. Other C libraries have no such call."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read(auto: Any, path: Path, settings: Model, attention: str) -> Any:
