@@ -1,6 +1,6 @@
 """Preparation of chat rows: the data stage beside the bare tokenizers library and TRL, and how it grows with the rows.
 
-    python benchmarks/prepare_vs_peers.py --data ../shared/data [--rows 10000 100000 1000000] [--peer-rows 20000]
+    python benchmarks/prepare_vs_peers.py --data ../shared/data [--rows 10000 100000 1000000] [--peer-rows 50000]
 
 Rows are recombined from real ones (word problems, instructions, tool conversations), with fresh numbers, by a seed.
 Everything runs in turn, each in a process of its own:
@@ -298,7 +298,8 @@ def compare(given: argparse.Namespace, model: Path) -> bool:
             shown = f"{seconds:7.2f} s ({spread})  {rates[name]:7,.0f} rows/s  {tokens_rate:11,.0f} tokens/s"
             peak = max(one.peak_mib for one in done)
             print(f"{name:<11} {shown}  CPU {1e6 * cpu[name]:6.0f} µs/row  peak {peak:5,.0f} MiB")
-            print(f"{'':<11} {done[0].answer.get('setting', '')}")
+            if "setting" in done[0].answer:
+                print(f"{'':<11} {done[0].answer['setting']}")
     counts = runs["ours"][0].answer["counts"]
     fates = ", ".join(f"{count:,} {fate}" for fate, count in counts.items() if count)
     print(f"rows of ours: {fates}")
@@ -338,7 +339,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="for the growth")
-    parser.add_argument("--peer-rows", type=int, default=20_000, help="for the comparison; 0 leaves it out")
+    parser.add_argument("--peer-rows", type=int, default=50_000, help="for the comparison; 0 leaves it out")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--skip-trl", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "prepare")
