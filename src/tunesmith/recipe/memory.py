@@ -40,7 +40,7 @@ _LIBRARIES_BYTES = {"cpu": 430 << 20, "cuda": 600 << 20}
 _FOUR_BIT_BYTES = 50 << 20
 # Of activations: holes that glibc's allocator keeps between pieces of changing sizes. CUDA's has them too, but does not
 # count them as allocated.
-_HOLES_FRACTION = {"cpu": 0.25, "cuda": 0.0}
+_HOLES_FRACTION = {"cpu": 0.5, "cuda": 0.0}
 _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "adafactor": 0.02}  # per parameter
 
 
