@@ -90,7 +90,7 @@ class Data:
     min_trained_tokens_fraction: Fraction = 0.005
     """Refuse to train when fewer than this share of all tokens has a loss."""
     num_workers: Auto | PositiveInt = "auto"
-    """Threads that tokenise."""
+    """Processes and threads that tokenise."""
 
 
 @dataclass(frozen=True)
