@@ -146,7 +146,7 @@ def test_trainings_of_two_ranks(place: Path, size: int, training: worker.Trainin
     bound = (5e-2 if training.base == "narrow" else 1e-4) * both[0].abs().max()
     assert (both[0] - both[1]).abs().max() <= bound
     before = logits(place / training.base, place / training.base, training, ids_BT)
-    assert (both[0] - before).abs().max() > 3 * bound, "the training changed something"
+    assert (both[0] - before).abs().max() > 1.5 * bound, "the training changed something"
 
 
 @torch.no_grad()

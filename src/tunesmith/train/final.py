@@ -64,8 +64,16 @@ def write_final(setting: Setting, model: Any, tensors: dict[str, Tensor] | None,
             _note_quantised(directory, model, recipe)
         else:
             model.save_pretrained(str(directory), max_shard_size=f"{recipe.merge.max_shard_gib}GB", state_dict=tensors)
+            _note_dtype(directory, recipe)
         write_companions(base, directory, template=template.text, end_ids=end_of_turn(tokenizer, template))
         files.write_json(directory / _RECORD, {"identity": setting.identity, "record": record.to_json()})
+
+
+def _note_dtype(directory: Path, recipe: Recipe) -> None:
+    """Name the number format of the weights: shards compute in float32, and transformers notes what it sees there."""
+    config = json.loads((directory / "config.json").read_text())
+    if config.get("dtype") != recipe.model.dtype:
+        files.write_json(directory / "config.json", config | {"dtype": recipe.model.dtype})
 
 
 def _note_quantised(directory: Path, model: Any, recipe: Recipe) -> None:
