@@ -179,7 +179,9 @@ def _accumulate(job: Job, state: State, rows: Rows, count: int) -> tuple[dict[st
             for batch in job.collator.micro_batches(rows):
                 loss_sum, more = job.objective(job.losses, batch)
                 (loss_sum / count).backward()
-                for name, value in (more | {"loss": loss_sum.detach()}).items():
+                more |= {"loss": loss_sum.detach()}
+                del loss_sum  # with its graph, whose nodes would lie scattered among the next micro-batch's activations
+                for name, value in more.items():
                     sums[name] = sums.get(name, 0.0) + value.double()
                 tokens, computed, pairs = (
                     tokens + batch.num_tokens,
