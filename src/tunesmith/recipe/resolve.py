@@ -91,7 +91,7 @@ def _parallelism(recipe: Recipe, facts: Facts) -> tuple[str, str]:
     return "ddp", "an adapter's gradients are small, and the frozen weights fit on each device"
 
 
-_ENOUGH_TOKENS = {"cpu": 1024, "cuda": 16384}  # per forward pass; products get no faster beyond
+_ENOUGH_TOKENS = {"cpu": 1024, "cuda": 16384}  # per forward pass; docs/log.md for the CPU, not measured on CUDA
 
 
 def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:
@@ -111,7 +111,7 @@ def _micro_batch(recipe: Recipe, facts: Facts) -> tuple[int, str]:
 
 def _torch_compile(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
     if facts.device == "cpu":
-        return False, "it gains nothing on a CPU (docs/log.md)"
+        return False, "no gain was seen on a CPU (docs/log.md)"
     return False, "it pays on long runs only; set it to true for these"
 
 

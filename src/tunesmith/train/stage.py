@@ -229,19 +229,33 @@ def _load(path: str | None, parts: dict[str, Any]) -> State:
 
 
 def _take_best(job: Job, state: State) -> None:
-    """Put the weights with the lowest validation loss back, when they are not the newest."""
-    from tunesmith.track.console import say
+    """Put the weights with the lowest validation loss back, when they are not the newest.
+
+    Of losses whose checkpoint could not be kept nothing is claimed.
+    """
+    from tunesmith.track.console import say, warn
     from tunesmith.train import checkpoint
+    from tunesmith.train.loop import State
 
     best = job.checkpoints.best() if job.world.is_first else None
     path = job.world.from_first(str(best) if best else None)
-    if path is None or state.best_step in (None, state.step):
+    if state.best_step in (None, state.step):
         return
+    kept = State.from_json(checkpoint.load_state(Path(path))) if path else None
+    if kept is None or kept.step != state.best_step:
+        state.events.append({"step": state.step, "event": "best weights lost", "reason": f"of step {state.best_step}"})
+        if job.world.is_first:
+            warn(f"the weights of step {state.best_step}, whose validation loss was lowest, could not be kept")
+        if kept is None:
+            state.best_step = state.best_validation_loss = None
+            return
+        state.best_step, state.best_validation_loss = kept.step, kept.best_validation_loss
+    assert path is not None
     checkpoint.load_weights(Path(path), job.moved.weights)
     job.moved.write_back()
     state.events.append({"step": state.step, "event": "best weights", "reason": f"those of step {state.best_step}"})
     if job.world.is_first:
-        say(f"  train: ends with the weights of step {state.best_step}, whose validation loss was lowest")
+        say(f"  train: ends with the weights of step {state.best_step}, the best of those that were kept")
 
 
 # ── The record ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,31 @@ def test_the_best_is_known_when_a_signal_comes_before_its_validation(
     assert found.resumed_from_steps == (best_step,)
     assert found.events == expected.events and found.validation_loss == expected.validation_loss
     assert same(final(run_dir), final(whole))
+
+
+def test_best_weights_that_are_lost_are_not_claimed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint with the lowest loss could not be kept: the record is about the weights at the end."""
+    settings = _ONE_EACH | {"num_train_epochs": 8.0, "eval_steps": 2, "save_steps": 100, "load_best_model_at_end": True}
+    first = overfitting(tmp_path / "first")
+    best_step = int(stage.run(recipe_of(base, tmp_path, **settings), first).events[0]["reason"].split()[-1])
+    run_dir = overfitting(tmp_path / "run")
+
+    def lose() -> None:
+        until = time.monotonic() + 30  # it is written aside
+        while not (run_dir.checkpoints / f"step-{best_step:06d}").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        for kept in run_dir.checkpoints.glob("step-*"):
+            shutil.rmtree(kept)
+
+    at_steps(monkeypatch, {best_step + 2: lose})
+    record = stage.run(recipe_of(base, tmp_path, **settings), run_dir)
+    measured = tiny.losses(run_dir, "eval/loss")
+    assert record.validation_loss == measured[-1][1] > min(loss for _, loss in measured)
+    assert [event["event"] for event in record.events] == ["best weights lost"]
+    newest = load_file(run_dir.checkpoints / f"step-{record.num_steps:06d}" / "weights.safetensors")
+    assert sorted(t.sum().item() for t in newest.values()) == sorted(t.sum().item() for t in final(run_dir).values())
 
 
 # ── Signs that something is wrong ────────────────────────────────────────────────────────────────────────────────────
