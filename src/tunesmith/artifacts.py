@@ -109,6 +109,7 @@ class Checkpoint(Artifact):
     resumed_from_steps: tuple[int, ...] = ()
     num_ranks: int = 1
     events: tuple[dict[str, Any], ...] = ()  # steps left out, rollbacks, smaller micro-batches: step, event, reason
+    template_fingerprint: str = ""  # ids of the probe conversations (`tokens.fingerprint`), equal in every record
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Weights(Artifact):
     files: dict[str, str]  # file name -> sha256
     num_bytes: int
     proof: dict[str, Any] = field(default_factory=dict)  # merged against base + adapter on probe prompts
+    template_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Endpoint(Artifact):
     engine: str
     which: Which
     log: str = ""
+    template_fingerprint: str = ""
 
 
 class Serving(Protocol):
@@ -161,6 +164,7 @@ class Scores(Artifact):
     seconds: float = 0.0
     failures: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # task -> base | tuned -> kind -> n
     num_unanswered: int = 0  # requests that failed through the endpoint's fault: another try may answer them
+    template_fingerprint: str = ""
 
 
 @dataclass(frozen=True)

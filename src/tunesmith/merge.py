@@ -45,6 +45,7 @@ def run(recipe: Recipe, run_dir: RunDir) -> Weights:
         ModelError: a file is missing or damaged.
     """
     from tunesmith.model.companions import copy_companions
+    from tunesmith.tokens.fingerprint import check_probes, probes_of
 
     checkpoint = run_dir.load(Checkpoint)
     base, trained = locate(recipe.model, recipe.output_dir), run_dir.absolute(checkpoint.path)
@@ -57,21 +58,26 @@ def run(recipe: Recipe, run_dir: RunDir) -> Weights:
     with files.writing_directory(run_dir.merged) as directory:
         digests = _write_weights(recipe, checkpoint, base, trained, directory)
         copy_companions(trained, directory)
+        template = check_probes(probes_of(directory, "model"), trained, stage="merge", where=directory)
         source = trained if checkpoint.method == "full" else base
         files.write_json(directory / "config.json", _config(source, directory))
         proof = prove(recipe, run_dir, checkpoint, base, directory)
         others = [path for path in sorted(directory.iterdir()) if path.is_file() and path.name not in digests]
         digests |= {path.name: files.sha256(path) for path in others}
         num_bytes = sum(path.stat().st_size for path in directory.iterdir())
-        files.write_json(directory / MANIFEST, {"key": key, "files": digests, "num_bytes": num_bytes, "proof": proof})
-    return _record(run_dir, checkpoint, digests, num_bytes, proof)
+        manifest = {"key": key, "files": digests, "num_bytes": num_bytes, "proof": proof}
+        manifest |= {"template_fingerprint": template}
+        files.write_json(directory / MANIFEST, manifest)
+    return _record(run_dir, checkpoint, manifest)
 
 
 def _key(recipe: Recipe, trained: Path, base: Path) -> str:
     """Return the hash of what decides the merged weights."""
-    moved = [[path.name, files.sha256(path)] for path in sorted(trained.glob("*.safetensors"))]
+    described = [trained / "adapter_config.json", trained / _QUANTISED]  # scale, patterns, what was in 4 bits
+    moved = [*sorted(trained.glob("*.safetensors")), *(path for path in described if path.is_file())]
+    hashes = [[path.name, files.sha256(path)] for path in moved]
     still = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weight_files(base)]
-    return files.fingerprint([moved, still, recipe.merge.dtype, recipe.merge.max_shard_gib, recipe.model.dtype])
+    return files.fingerprint([hashes, still, recipe.merge.dtype, recipe.merge.max_shard_gib, recipe.model.dtype])
 
 
 def _finished(run_dir: RunDir, checkpoint: Checkpoint, key: str) -> Weights | None:
@@ -83,16 +89,20 @@ def _finished(run_dir: RunDir, checkpoint: Checkpoint, key: str) -> Weights | No
         for name, digest in manifest["files"].items():
             if files.sha256(run_dir.merged / name) != digest:
                 return None
-        return _record(run_dir, checkpoint, manifest["files"], manifest["num_bytes"], manifest["proof"])
+        return _record(run_dir, checkpoint, manifest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _record(
-    run_dir: RunDir, checkpoint: Checkpoint, digests: dict[str, str], num_bytes: int, proof: dict[str, Any]
-) -> Weights:
-    path = run_dir.relative(run_dir.merged)
-    return Weights(path, checkpoint.base_model, digests, num_bytes, proof)
+def _record(run_dir: RunDir, checkpoint: Checkpoint, manifest: dict[str, Any]) -> Weights:
+    return Weights(
+        path=run_dir.relative(run_dir.merged),
+        base_model=checkpoint.base_model,
+        files=manifest["files"],
+        num_bytes=manifest["num_bytes"],
+        proof=manifest["proof"],
+        template_fingerprint=manifest["template_fingerprint"],
+    )
 
 
 def _config(source: Path, merged: Path) -> dict[str, Any]:

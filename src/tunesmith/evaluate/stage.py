@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.artifacts import Scores, Serving, Which
+from tunesmith.artifacts import Scores, Serving, Weights, Which
 from tunesmith.evaluate.client import Answer, Patience
 from tunesmith.evaluate.function_calls import FunctionCalls
 from tunesmith.evaluate.interview import Interview
 from tunesmith.evaluate.summary import Outcome, failures, summarise
 from tunesmith.evaluate.task import Item, Task
 from tunesmith.evaluate.text import TextAnswers
+from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Evaluate, Recipe
 from tunesmith.rows.conversation import Message
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
+from tunesmith.tokens.fingerprint import check_probes, probes_of
 
 _PROMPT_TAIL_CHARACTERS = 600
 
@@ -34,9 +36,11 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
     Raises:
         DataError: a file of a task is missing, or a row in it cannot be read.
         EvaluateError: not one item was answered by one of the models.
+        StageError: the tuned model would read other tokens than in training.
     """
     assert recipe.evaluate is not None, "the recipe evaluates nothing"
     started = time.monotonic()
+    template_fingerprint = _checked_template(recipe, run_dir)
     tasks = tasks_of(recipe.evaluate)
     items = [task.items() for task in tasks]
     everything = [item for of_task in items for item in of_task]
@@ -61,7 +65,18 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
         seconds=round(time.monotonic() - started, 3),
         failures=mistakes,
         num_unanswered=sum(answer.may_succeed_later for of_model in answers.values() for answer in of_model),
+        template_fingerprint=template_fingerprint,
     )
+
+
+def _checked_template(recipe: Recipe, run_dir: RunDir) -> str:
+    """Return the fingerprint of what the tuned model reads, '' for models merged before there was one."""
+    weights = run_dir.find(Weights)
+    if weights is None or not weights.template_fingerprint:
+        return ""
+    directory = run_dir.absolute(weights.path)
+    found = probes_of(directory, expand(recipe.data.chat_template))
+    return check_probes(found, run_dir.trained, stage="evaluate", where=directory)
 
 
 def tasks_of(evaluate: Evaluate) -> list[Task]:

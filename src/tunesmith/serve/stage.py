@@ -19,6 +19,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.serve import process
 from tunesmith.serve.engine import ServedModel, engine_named
 from tunesmith.store.run_dir import RunDir
+from tunesmith.tokens.fingerprint import check_probes, probes_of
 
 
 class Servers:
@@ -32,19 +33,22 @@ class Servers:
     def __init__(self, recipe: Recipe, run_dir: RunDir) -> None:
         self._recipe, self._run_dir = recipe, run_dir
         self._running: tuple[Which, process.ServerProcess] | None = None
+        self._template_fingerprint = ""
 
     def endpoint(self, which: Which) -> Endpoint:
         """Return a healthy endpoint, starting its server when it does not run (any more).
 
         Raises:
             ServeError: the server did not become healthy.
-            StageError: the tuned model has not been made yet.
+            StageError: the tuned model has not been made yet, or it would read other tokens than in training.
         """
         if self._running is None or self._running[0] != which or not self._running[1].is_running():
             self.close()
             self._running = (which, self._start(which))
         server = self._running[1]
-        return Endpoint(server.url, server.model.name, server.engine.name, which, str(server.log))
+        return Endpoint(
+            server.url, server.model.name, server.engine.name, which, str(server.log), self._template_fingerprint
+        )
 
     def close(self) -> None:
         """Stop the server that runs."""
@@ -63,9 +67,12 @@ class Servers:
     def _start(self, which: Which) -> process.ServerProcess:
         serve = self._recipe.serve
         assert serve.engine != "auto" and serve.port != "auto", "the recipe is not resolved"
+        model = served_model(self._recipe, self._run_dir, which)
+        found = probes_of(model.path, model.chat_template)
+        self._template_fingerprint = check_probes(found, self._run_dir.trained, stage="serve", where=model.path)
         return process.start(
             engine_named(serve.engine),
-            served_model(self._recipe, self._run_dir, which),
+            model,
             log=self._run_dir.server_log(which),
             port=serve.port,
             timeout_seconds=serve.startup_timeout_seconds,

@@ -8,8 +8,9 @@ tag that marks what an assistant says. `tests/parity/test_chat_templates.py` hol
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache, lru_cache
@@ -38,6 +39,17 @@ class _Recording:
 
 
 _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)
+_fixed_time: ContextVar[datetime | None] = ContextVar("fixed_time", default=None)
+
+
+@contextlib.contextmanager
+def at_time(moment: datetime) -> Iterator[None]:
+    """Let templates that write the date write this one while the block runs."""
+    token = _fixed_time.set(moment)
+    try:
+        yield
+    finally:
+        _fixed_time.reset(token)
 
 
 def render_with_spans(
@@ -153,7 +165,7 @@ def _environment() -> Environment:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["strftime_now"] = lambda format: (_fixed_time.get() or datetime.now()).strftime(format)
     return environment
 
 

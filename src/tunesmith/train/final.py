@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tunesmith.rows.conversation import Conversation
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
 from tunesmith.tokens.chat import TemplateProblem, encode_conversation
+from tunesmith.tokens.fingerprint import PROBES_FILE, render_probes
 from tunesmith.tokens.templates import ChatTemplate, template_for
 from tunesmith.tokens.tokenizer import ChatTokenizer, load_tokenizer
 from tunesmith.train.setting import Setting
@@ -48,15 +50,20 @@ def gathered(model: Any, recipe: Recipe, world: World) -> dict[str, Tensor] | No
     return whole
 
 
-def write_final(setting: Setting, model: Any, tensors: dict[str, Tensor] | None, record: Checkpoint) -> None:
+def write_final(setting: Setting, model: Any, tensors: dict[str, Tensor] | None, record: Checkpoint) -> Checkpoint:
     """Write the trained model with its companions and its record, all at once or not at all.
 
     Args:
         tensors: what `gathered` gave.
+
+    Returns:
+        The record with the fingerprint of the template.
     """
     recipe, run_dir, base = setting.recipe, setting.run_dir, setting.base
     tokenizer = load_tokenizer(base)
     template = template_for(tokenizer, recipe.data.chat_template)
+    probes = render_probes(tokenizer, template)
+    record = dataclasses.replace(record, template_fingerprint=probes.fingerprint)
     with files.writing_directory(run_dir.trained) as directory:
         if adapters_of(model):
             settings = AdapterSettings.of(recipe.train.lora, recipe.train.method)
@@ -66,7 +73,9 @@ def write_final(setting: Setting, model: Any, tensors: dict[str, Tensor] | None,
             model.save_pretrained(str(directory), max_shard_size=f"{recipe.merge.max_shard_gib}GB", state_dict=tensors)
             _note_dtype(directory, recipe)
         write_companions(base, directory, template=template.text, end_ids=end_of_turn(tokenizer, template))
+        files.write_json(directory / PROBES_FILE, probes.to_json())
         files.write_json(directory / _RECORD, {"identity": setting.identity, "record": record.to_json()})
+    return record
 
 
 def _note_dtype(directory: Path, recipe: Recipe) -> None:

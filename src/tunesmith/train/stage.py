@@ -117,7 +117,7 @@ def _train_in(world: World, setting: Setting, stop: StopSignals) -> Checkpoint:
         shard.let_go(job.losses)  # the last validation has left the outermost module's weights gathered
         tensors = gathered(job.losses.model, recipe, world)
     if world.is_first:
-        write_final(setting, job.losses.model, tensors, record)
+        record = write_final(setting, job.losses.model, tensors, record)
     world.wait_for_all()
     return record
 

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
 from tunesmith import merge  # noqa: E402
-from tunesmith.errors import MergeError, ModelError  # noqa: E402
+from tunesmith.errors import MergeError, ModelError, StageError  # noqa: E402
+from tunesmith.evaluate import stage as evaluate_stage  # noqa: E402
 from tunesmith.recipe.schema import Recipe  # noqa: E402
+from tunesmith.serve.stage import Servers  # noqa: E402
 from tunesmith.store.run_dir import RunDir  # noqa: E402
 from tunesmith.train import stage  # noqa: E402
 
@@ -50,6 +52,36 @@ def test_a_finished_merge_is_not_repeated_and_a_damaged_one_is(lora: tuple[Recip
     weights.unlink()
     merge.run(recipe, run_dir)
     assert not leftover.exists()
+
+
+def test_a_template_that_changed_since_training_stops_merge_serve_and_evaluate(
+    lora: tuple[Recipe, RunDir], tmp_path: Path
+) -> None:
+    recipe, run_dir = lora
+    weights = merge.run(recipe, run_dir)
+    assert (
+        weights.template_fingerprint
+        == json.loads((run_dir.trained / "training.json").read_text())["record"]["template_fingerprint"]
+    )
+    run_dir.save(weights)
+    template = run_dir.trained / "chat_template.jinja"
+    text = template.read_text()
+    changed = tmp_path / "changed.jinja"
+    changed.write_text(text.replace("<|im_end|>\n", "<|im_end|>"))
+    try:
+        template.write_text(changed.read_text())
+        (run_dir.merged / "manifest.json").unlink()
+        with pytest.raises(StageError, match=r"stage merge than in training[^§]*in training\n[^§]*in merge\n"):
+            merge.run(recipe, run_dir)
+    finally:
+        template.write_text(text)
+    data = dataclasses.replace(recipe.data, chat_template=str(changed))
+    other = dataclasses.replace(recipe, data=data, serve=tiny.schema.Serve(engine="embedded", port=0, max_model_len=64))
+    with Servers(other, run_dir) as servers, pytest.raises(StageError, match="stage serve than in training"):
+        servers.endpoint("tuned")
+    other = dataclasses.replace(other, evaluate=tiny.schema.Evaluate())
+    with Servers(other, run_dir) as servers, pytest.raises(StageError, match="stage evaluate than in training"):
+        evaluate_stage.run(other, run_dir, servers)
 
 
 def test_number_format(lora: tuple[Recipe, RunDir]) -> None:
