@@ -136,6 +136,7 @@ class Endpoint(Artifact):
     which: Which
     log: str = ""
     template_fingerprint: str = ""
+    api_key: str = ""  # `${env:NAME}`, turned into the key only where a request is sent
 
 
 class Serving(Protocol):

@@ -27,7 +27,10 @@ def completion(content: str | None = "", tool_calls: list[tuple[str, str]] | Non
 
 
 class Reply:
-    """What to send: a status and a body, possibly late, cut short, in drips, or nothing at all."""
+    """What to send: a status and a body, possibly late, cut short, in drips, or nothing at all.
+
+    With `stall_after_bytes`, that much comes at once and the rest after `wait_seconds`.
+    """
 
     def __init__(
         self,
@@ -35,13 +38,14 @@ class Reply:
         status: int = 200,
         *,
         cut_after_bytes: int | None = None,
+        stall_after_bytes: int | None = None,
         wait_seconds: float = 0.0,
         drip_seconds: float = 0.0,
         hang_up: bool = False,
     ) -> None:
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.status, self.cut_after_bytes, self.wait_seconds = status, cut_after_bytes, wait_seconds
-        self.drip_seconds, self.hang_up = drip_seconds, hang_up
+        self.drip_seconds, self.hang_up, self.stall_after_bytes = drip_seconds, hang_up, stall_after_bytes
 
 
 Script = Callable[[Request, int], Reply | dict[str, Any]]
@@ -57,6 +61,8 @@ class ScriptedChatServer:
 
     def __init__(self, script: Script) -> None:
         self.requests: list[Request] = []
+        self.paths: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self._script = script
         self._lock = threading.Lock()
         owner = self
@@ -99,9 +105,11 @@ class ScriptedChatServer:
         with self._lock:
             number = len(self.requests)
             self.requests.append(request)
+            self.paths.append(handler.path)
+            self.headers.append(dict(handler.headers))
         reply = self._script(request, number)
         reply = reply if isinstance(reply, Reply) else Reply(reply)
-        time.sleep(reply.wait_seconds)
+        time.sleep(0.0 if reply.stall_after_bytes else reply.wait_seconds)
         try:
             self._send(handler, reply)
         except OSError:
@@ -120,5 +128,11 @@ class ScriptedChatServer:
                 handler.wfile.write(bytes([byte]))
                 handler.wfile.flush()
                 time.sleep(reply.drip_seconds)
+            return
+        if reply.stall_after_bytes:
+            handler.wfile.write(reply.body[: reply.stall_after_bytes])
+            handler.wfile.flush()
+            time.sleep(reply.wait_seconds)
+            handler.wfile.write(reply.body[reply.stall_after_bytes :])
             return
         handler.wfile.write(reply.body[: reply.cut_after_bytes])

@@ -11,6 +11,7 @@ import pytest
 
 from tunesmith.evaluate.client import Answer
 from tunesmith.evaluate.summary import Outcome, summarise
+from tunesmith.evaluate.task import Transcript
 from tunesmith.evaluate.text import TextAnswers
 from tunesmith.recipe.schema import TextTask
 
@@ -33,7 +34,7 @@ def record(tmp_path: Path) -> dict[str, dict[str, object]]:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "p", "completion": reference}) + "\n" for _, reference in PAIRS))
     task = TextAnswers(TextTask((str(rows),)))
-    answers = [Answer(text) for text, _ in PAIRS]
+    answers = [Transcript((Answer(text),)) for text, _ in PAIRS]
     outcomes = [Outcome(a, task.judge(i, a)) for i, a in zip(task.items(), answers, strict=True)]
     return {"all": summarise(task.metrics, {"tuned": outcomes}, 0), "items": [o.judgement.scores for o in outcomes]}  # type: ignore[dict-item]
 

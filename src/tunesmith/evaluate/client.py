@@ -1,22 +1,29 @@
-"""Ask an OpenAI-compatible endpoint many questions, and get an outcome for each of them, whatever the endpoint does.
+"""Ask an OpenAI-compatible endpoint, and get an outcome for every request, whatever the endpoint does.
 
-A refused connection, a stall, an HTTP error or a body that is no chat completion costs that question and no other. An
-endpoint that has gone silent altogether is noticed: the questions left are given up at once instead of one time-out
-after the other.
+A refused connection, a stall, an HTTP error or a body that is no completion costs that request and no other. An
+endpoint that is evidently gone is noticed (`Client.gone`): the requests left are given up at once, instead of one
+time-out after the other.
+
+Answers are read whole, not as a stream: the tool calls are then put together by the server, whose business it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
 from tunesmith.artifacts import Endpoint
-from tunesmith.evaluate.wire import Malformed, chat_messages, read_completion
+from tunesmith.evaluate.wire import Completion, Malformed, chat_messages, read_completion
+from tunesmith.recipe.environment import expand
 from tunesmith.rows.conversation import Message
 
 
@@ -29,34 +36,55 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class Request:
+    """One request: everything that decides its answer, besides the model.
+
+    With `prompt`, the text goes to /v1/completions as it is, past the server's chat template; `messages` and `tools`
+    are for people only then.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    max_tokens: int = 256
+    prompt: str | None = None
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What came back for one question: text and calls, or the kind of error."""
+    """What came back for one request: text and calls, or the kind of error."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str = ""
     error: str = ""  # connection | timeout | http_NNN | malformed | too_large | not_asked; empty when answered
     detail: str = ""  # the error in words
+    # What it cost: no part of what was said. Tokens as the server counts them; None when it does not say.
+    latency_seconds: float = field(default=0.0, compare=False)
+    num_prompt_tokens: int | None = field(default=None, compare=False)
+    num_completion_tokens: int | None = field(default=None, compare=False)
 
     @property
     def may_succeed_later(self) -> bool:
-        """Whether the same question can get an answer another time: the endpoint failed, not the request."""
-        client_errors = self.error.startswith("http_4") and self.error not in ("http_408", "http_429")
-        return bool(self.error) and not client_errors
+        """Whether the same request can get an answer another time: the endpoint failed, not the request."""
+        return bool(self.error) and (not self.error.startswith("http_4") or self.error in _NOT_THE_REQUESTS_FAULT)
+
+    @property
+    def is_worth_another_try(self) -> bool:
+        """Whether to ask again at once. Not after a stall: it would cost the whole time limit once more."""
+        return self.may_succeed_later and self.error != "timeout" and self.error not in _REFUSALS
 
 
-@dataclass(frozen=True)
-class Question:
-    """One request. `key` names it in the store of answers."""
-
-    key: str
-    messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...]
-    max_tokens: int
-
-
+# Wrong key, no right, no such address or model: every request gets the same, until somebody sees to it.
+_REFUSALS = ("http_401", "http_403", "http_404", "http_405")
+_NOT_THE_REQUESTS_FAULT = ("http_408", "http_409", "http_425", "http_429", *_REFUSALS)
+# An endpoint that neither connects nor answers in time is gone after so many requests in a row; one that answers every
+# request with an error gets more, because a server that is starting or overloaded does the same for a while.
+_SILENT_IN_A_ROW, _FAILED_IN_A_ROW = 8, 24
 # No answer of so many tokens is longer: an endpoint that sends more does not keep to `max_tokens`.
 _BODY_BYTES, _BODY_BYTES_PER_TOKEN = 1 << 16, 256
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -64,124 +92,168 @@ class Patience:
     """How long the client waits and how often it tries."""
 
     timeout_seconds: float = 600.0  # a whole answer; queueing on a busy server included
+    stall_seconds: float = 120.0  # between two pieces of an answer that has begun to arrive
     connect_timeout_seconds: float = 10.0
-    num_tries: int = 3
-    first_pause_seconds: float = 0.5  # doubled after every try
+    num_tries: int = 4
+    first_pause_seconds: float = (
+        0.5  # doubled after every try, with a random share so that workers do not march in step
+    )
+    longest_pause_seconds: float = 30.0  # also where the server's Retry-After asks for more
 
 
-def ask_all(
-    endpoint: Endpoint,
-    questions: Sequence[Question],
-    on_answer: Callable[[Question, Answer], None],
-    *,
-    concurrency: int,
-    seed: int,
-    patience: Patience | None = None,
-) -> None:
-    """Ask every question greedily (temperature 0) and hand over each answer as it arrives.
+class Client:
+    """A connection to one endpoint, for the length of an `async with`.
 
     Args:
         endpoint: where to ask.
-        questions: asked in order, `concurrency` at a time.
-        on_answer: called exactly once per question, from this thread.
-        concurrency: requests in flight.
+        concurrency: connections that may be open at once.
         seed: sent along; it breaks ties in engines that sample even at temperature 0.
         patience: time limits and tries.
     """
-    crew = _Crew(endpoint, on_answer, concurrency, seed, patience or Patience())
-    asyncio.run(crew.work(questions))
 
+    def __init__(self, endpoint: Endpoint, *, concurrency: int, seed: int, patience: Patience) -> None:
+        self._endpoint, self._concurrency, self._seed, self._patience = endpoint, concurrency, seed, patience
+        self._failed_in_a_row: Counter[str] = Counter()
+        self._last_failure = Answer()
+        # What a person sees may not depend on chance; when a request is sent again may.
+        self._jitter = random.Random()
 
-class _Crew:
-    """`concurrency` workers that take questions from one list."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        on_answer: Callable[[Question, Answer], None],
-        concurrency: int,
-        seed: int,
-        patience: Patience,
-    ) -> None:
-        self._endpoint, self._on_answer, self._seed, self._patience = endpoint, on_answer, seed, patience
-        self._concurrency = concurrency
-        self._silent_in_a_row = 0
-
-    async def work(self, questions: Sequence[Question]) -> None:
+    async def __aenter__(self) -> Self:
         limits = httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
-        # Proxies of the environment are for the world outside, not for a server on this machine.
-        async with httpx.AsyncClient(limits=limits, timeout=self._timeout(), trust_env=False) as client:
-            waiting = iter(questions)
-            workers = min(self._concurrency, len(questions))
-            await asyncio.gather(*(self._worker(client, waiting) for _ in range(workers)))
+        timeout = httpx.Timeout(self._patience.timeout_seconds, connect=self._patience.connect_timeout_seconds)
+        key = expand(self._endpoint.api_key)
+        self._http = httpx.AsyncClient(
+            limits=limits,
+            timeout=timeout,
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            # Proxies of the environment are for the world outside, not for a server on this machine.
+            trust_env=urlsplit(self._endpoint.url).hostname not in _LOOPBACK,
+        )
+        return self
 
-    def _timeout(self) -> httpx.Timeout:
-        return httpx.Timeout(self._patience.timeout_seconds, connect=self._patience.connect_timeout_seconds)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
 
-    async def _worker(self, client: httpx.AsyncClient, waiting: Iterator[Question]) -> None:
-        for question in waiting:
-            if self._is_silent():
-                answer = Answer(error="not_asked", detail="the endpoint had stopped answering")
-            else:
-                answer = await self._ask_patiently(client, question)
-            self._on_answer(question, answer)
+    @property
+    def gone(self) -> str:
+        """Why the endpoint counts as gone; empty while it does not."""
+        failed = self._failed_in_a_row
+        silent = failed["connection"] + failed["timeout"]
+        refused = sum(failed[kind] for kind in _REFUSALS)
+        most = max(_SILENT_IN_A_ROW, self._concurrency)
+        if silent < most and refused < most and failed.total() < max(_FAILED_IN_A_ROW, 2 * self._concurrency):
+            return ""
+        kinds = ", ".join(f"{number} × {kind}" for kind, number in failed.most_common())
+        return f"{failed.total()} requests in a row failed ({kinds}; {self._last_failure.detail})"
 
-    def _is_silent(self) -> bool:
-        return self._silent_in_a_row >= max(8, self._concurrency)
-
-    async def _ask_patiently(self, client: httpx.AsyncClient, question: Question) -> Answer:
-        pause = self._patience.first_pause_seconds
+    async def ask(self, request: Request) -> Answer:
+        """Return the answer to one request, or its error after the last try. Never raises for what an endpoint does."""
+        if self.gone:
+            return Answer(error="not_asked", detail="the endpoint had stopped answering")
+        started = time.monotonic()
         for attempt in range(1, self._patience.num_tries + 1):
-            answer = await self._ask(client, question)
-            # A stall is not tried again here: what stalled once costs the whole time-out once more.
-            if not answer.may_succeed_later or answer.error == "timeout" or attempt == self._patience.num_tries:
+            answer, retry_after_seconds = await self._ask_once(request)
+            if not answer.is_worth_another_try or attempt == self._patience.num_tries or self.gone:
                 break
-            await asyncio.sleep(pause)
-            pause *= 2
-        silent = answer.error in ("connection", "timeout")
-        self._silent_in_a_row = self._silent_in_a_row + 1 if silent else 0
-        return answer
+            await asyncio.sleep(self._pause_seconds(attempt, retry_after_seconds))
+        self._count(answer)
+        return replace(answer, latency_seconds=round(time.monotonic() - started, 4))
 
-    async def _ask(self, client: httpx.AsyncClient, question: Question) -> Answer:
+    def _pause_seconds(self, attempt: int, retry_after_seconds: float) -> float:
+        pause: float = self._patience.first_pause_seconds * 2 ** (attempt - 1) * self._jitter.uniform(1.0, 1.5)
+        return min(max(pause, retry_after_seconds), self._patience.longest_pause_seconds)
+
+    def _count(self, answer: Answer) -> None:
+        if answer.may_succeed_later:
+            self._failed_in_a_row[answer.error] += 1
+            self._last_failure = answer
+        else:
+            self._failed_in_a_row.clear()  # it answers, if only that the request will not do
+
+    async def _ask_once(self, request: Request) -> tuple[Answer, float]:
         """Send one request. The time limit covers all of it: a body that drips for ever ends, too."""
+        patience = self._patience
         try:
-            async with asyncio.timeout(self._patience.timeout_seconds):
-                return await self._exchange(client, question)
-        except (TimeoutError, httpx.TimeoutException) as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                return Answer(error="connection", detail="no connection in time")
-            return Answer(error="timeout", detail=f"no answer within {self._patience.timeout_seconds:g} s")
+            async with asyncio.timeout(patience.timeout_seconds):
+                return await self._exchange(request)
+        except httpx.ConnectTimeout:
+            return Answer(error="connection", detail="no connection in time"), 0.0
+        except _Stalled:
+            detail = f"the answer stopped arriving for {patience.stall_seconds:g} s"
+            return Answer(error="timeout", detail=detail), 0.0
+        except (TimeoutError, httpx.TimeoutException):
+            return Answer(error="timeout", detail=f"no answer within {patience.timeout_seconds:g} s"), 0.0
         except httpx.DecodingError as error:
-            return Answer(error="malformed", detail=f"the body cannot be decoded: {error}")
-        except (httpx.HTTPError, OSError) as error:
-            return Answer(error="connection", detail=f"{type(error).__name__}: {error}".rstrip(": "))
+            return Answer(error="malformed", detail=f"the body cannot be decoded: {error}"), 0.0
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            return Answer(error="connection", detail=f"{type(error).__name__}: {error}".rstrip(": ")), 0.0
 
-    async def _exchange(self, client: httpx.AsyncClient, question: Question) -> Answer:
-        url = f"{self._endpoint.url.rstrip('/')}/v1/chat/completions"
-        most_bytes = _BODY_BYTES + _BODY_BYTES_PER_TOKEN * question.max_tokens
-        async with client.stream("POST", url, json=self._request(question)) as response:
+    async def _exchange(self, request: Request) -> tuple[Answer, float]:
+        path = "chat/completions" if request.prompt is None else "completions"
+        url = f"{self._endpoint.url.rstrip('/')}/v1/{path}"
+        most_bytes = _BODY_BYTES + _BODY_BYTES_PER_TOKEN * request.max_tokens
+        # A row may hold half of a surrogate pair, which UTF-8 cannot.
+        content = json.dumps(self._document(request), ensure_ascii=False).encode("utf-8", "replace")
+        async with self._http.stream("POST", url, content=content) as response:
             body = bytearray()
-            async for piece in response.aiter_bytes():
+            pieces = response.aiter_bytes()
+            while (piece := await self._next_piece(pieces)) is not None:
                 body += piece
                 if len(body) > most_bytes:
-                    return Answer(error="too_large", detail=f"a body of more than {most_bytes} bytes")
+                    return Answer(error="too_large", detail=f"a body of more than {most_bytes} bytes"), 0.0
         if response.status_code != 200:
-            return Answer(error=f"http_{response.status_code}", detail=_error_message(bytes(body)))
+            failure = Answer(error=f"http_{response.status_code}", detail=_error_message(bytes(body)))
+            return failure, _retry_after_seconds(response)
         try:
-            text, calls, finish_reason = read_completion(bytes(body))
+            return _answer(read_completion(bytes(body))), 0.0
         except Malformed as error:
-            return Answer(error="malformed", detail=str(error))
-        return Answer(text, tuple(ToolCall(name, arguments) for name, arguments in calls), finish_reason)
+            return Answer(error="malformed", detail=str(error)), 0.0
 
-    def _request(self, question: Question) -> dict[str, Any]:
-        request: dict[str, Any] = {
-            "model": self._endpoint.model,
-            "messages": chat_messages(question.messages),
-            "max_tokens": question.max_tokens,
-            "temperature": 0,
-            "seed": self._seed,
-        }
-        return request | ({"tools": list(question.tools)} if question.tools else {})
+    async def _next_piece(self, pieces: Any) -> bytes | None:
+        """Return the next piece of a body, None at its end."""
+        try:
+            async with asyncio.timeout(self._patience.stall_seconds):
+                piece: bytes | None = await anext(pieces, None)
+                return piece
+        except TimeoutError:
+            raise _Stalled from None
+
+    def _document(self, request: Request) -> dict[str, Any]:
+        document: dict[str, Any] = {"model": self._endpoint.model}
+        if request.prompt is None:
+            document["messages"] = chat_messages(request.messages)
+        else:
+            document["prompt"] = request.prompt
+        document |= {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": self._seed}
+        if request.tools and request.prompt is None:
+            document["tools"] = list(request.tools)
+        return document | ({"stop": list(request.stop)} if request.stop else {})
+
+
+class _Stalled(Exception):
+    """A body stopped arriving."""
+
+
+def _answer(completion: Completion) -> Answer:
+    calls = tuple(ToolCall(name, arguments) for name, arguments in completion.calls)
+    return Answer(
+        completion.text,
+        calls,
+        completion.finish_reason,
+        num_prompt_tokens=completion.num_prompt_tokens,
+        num_completion_tokens=completion.num_completion_tokens,
+    )
+
+
+def _retry_after_seconds(response: httpx.Response) -> float:
+    """Return what the server asks to wait, 0 when it does not say (or says it as a date)."""
+    try:
+        seconds = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds < float("inf") else 0.0
 
 
 def _error_message(body: bytes) -> str:

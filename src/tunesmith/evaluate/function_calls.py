@@ -22,7 +22,7 @@ from typing import Any
 from tunesmith.errors import DataError
 from tunesmith.evaluate.calls import Call, Unparsable, compare, parse_arguments
 from tunesmith.evaluate.client import Answer
-from tunesmith.evaluate.task import Item, Judgement, Metric, mean_statistics
+from tunesmith.evaluate.task import Item, Judgement, Metric, Transcript, mean_statistics
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import FunctionCallTask
 from tunesmith.rows.conversation import Conversation, Message
@@ -70,7 +70,8 @@ class FunctionCalls:
             before = row.messages[:turn]
             yield Item(f"{where}#{turn + 1}", before, row.tools, self._settings.max_tokens, expected, text)
 
-    def judge(self, item: Item, answer: Answer) -> Judgement:
+    def judge(self, item: Item, said: Transcript) -> Judgement:
+        answer = said.answer
         text = _answer_text(answer)
         if answer.error:
             judged = _judge(item.reference, [], f"request_failed:{answer.error}")

@@ -1,17 +1,23 @@
-"""Ask one model every item, keeping answers as they arrive and asking only what is not known yet."""
+"""Hold the dialogues of all items with one model, keeping answers as they arrive and asking only what is not known yet.
+
+A dialogue is held again from its start whenever it has to be; what it asks is answered from the store as far as the
+store knows it. So an evaluation that was killed, or whose endpoint went away, sends only the requests that are missing.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.artifacts import Endpoint, Serving, Weights, Which
+from tunesmith.artifacts import Endpoint, Weights, Which
 from tunesmith.errors import EvaluateError, StageError
 from tunesmith.evaluate.answers import AnswerStore
-from tunesmith.evaluate.client import Answer, Patience, Question, ask_all
-from tunesmith.evaluate.task import Item
+from tunesmith.evaluate.client import Answer, Client, Patience, Request
+from tunesmith.evaluate.task import Item, Transcript
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir, cache_root
@@ -20,82 +26,153 @@ from tunesmith.track.console import Progress, warn
 _NUM_ROUNDS = 2  # the second one goes to an endpoint that was looked after in between
 
 
-class Interview:
-    """One model and what it has answered so far, in `answers.WHICH.jsonl`.
+@dataclass(frozen=True)
+class Model:
+    """Who is asked, and where the answers are kept.
 
     Args:
-        recipe: with an `evaluate` section.
-        run_dir: holds the answers.
-        serving: hands out the model's endpoint; not called when every answer is known.
-        which: the model.
+        name: for people, e.g. `base model`.
+        endpoint: hands out a healthy endpoint; not called when every answer is known, called again when it failed.
+        identity: what, besides the request, decides an answer; part of every key in the store.
+        answers: the file answers are kept in.
+    """
+
+    name: str
+    endpoint: Callable[[], Endpoint]
+    identity: Any
+    answers: Path
+
+
+class Interview:
+    """Ask one model.
+
+    Args:
+        model: whom.
+        concurrency: dialogues held at once.
+        seed: sent with every request.
         patience: time limits and tries.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which, patience: Patience) -> None:
-        assert recipe.evaluate is not None
-        self._recipe, self._run_dir, self._serving = recipe, run_dir, serving
-        self._which, self._patience = which, patience
-        self._concurrency = recipe.evaluate.concurrency
+    def __init__(self, model: Model, *, concurrency: int, seed: int, patience: Patience) -> None:
+        self._model, self._concurrency, self._seed, self._patience = model, concurrency, seed, patience
         self._endpoint: Endpoint | None = None
-        self._failed: dict[str, Answer] = {}
+        self._in_flight: dict[str, asyncio.Task[Answer]] = {}
 
-    def answers(self, items: Sequence[Item]) -> list[Answer]:
-        """Return one answer per item, in their order; a failed request is an answer with its error.
+    def transcripts(self, items: Sequence[Item]) -> list[Transcript]:
+        """Return one transcript per item, in their order; a failed request ends one with its error.
 
         Raises:
-            EvaluateError: not one item was answered.
+            EvaluateError: there are items, and not one was answered.
             ServeError: the server did not start.
         """
-        depends_on = what_answers_depend_on(self._recipe, self._run_dir, self._which)
-        keys = [_key(depends_on, item) for item in items]
-        # Equal questions have equal keys and are asked once.
-        questions = {
-            key: Question(key, item.messages, item.tools, item.max_tokens)
-            for key, item in zip(keys, items, strict=True)
-        }
-        path = self._run_dir.stage("evaluate") / f"answers.{self._which}.jsonl"
-        with AnswerStore(path) as store, Progress(f"{self._which}", len(questions), "items") as progress:
-            missing = [question for key, question in questions.items() if store.get(key) is None]
-            progress.start_at(len(questions) - len(missing))
-            self._ask(missing, store, progress)
-            answers = [store.get(key) or self._failed[key] for key in keys]
-        self._check(answers)
-        return answers
+        found: dict[int, Transcript] = {}
+        with (
+            AnswerStore(self._model.answers) as store,
+            Progress(self._model.name, len(items), "items") as progress,
+        ):
+            for index, item in enumerate(items):
+                known = self._replay(item, store)
+                if known is not None:
+                    found[index] = known
+            progress.start_at(len(found))
+            self._ask_missing(items, found, store, progress)
+        said = [found[index] for index in range(len(items))]
+        self._tell_failures(said)
+        return said
 
-    def _ask(self, missing: list[Question], store: AnswerStore, progress: Progress) -> None:
-        """Ask what is missing; ask again what failed through the endpoint's fault."""
+    def _replay(self, item: Item, store: AnswerStore) -> Transcript | None:
+        """Return an item's transcript as far as the store alone can give it: whole, or not at all."""
+        dialogue, answers = item.begin(), []
+        try:
+            request = next(dialogue)
+            while (answer := store.get(self.key(request))) is not None:
+                answers.append(answer)
+                request = dialogue.send(answer)
+        except StopIteration as stop:
+            return Transcript(tuple(answers), stop.value)
+        finally:
+            dialogue.close()
+        return None
 
-        def keep(question: Question, answer: Answer) -> None:
-            if answer.error:
-                self._failed[question.key] = answer
-            else:
-                self._failed.pop(question.key, None)
-                store.put(question.key, answer)
-                progress.advance()
-
+    def _ask_missing(
+        self, items: Sequence[Item], found: dict[int, Transcript], store: AnswerStore, progress: Progress
+    ) -> None:
+        """Hold the dialogues that are missing; hold again those that failed through the endpoint's fault."""
         for round_number in range(_NUM_ROUNDS):
+            missing = [i for i in range(len(items)) if i not in found or found[i].answer.may_succeed_later]
             if not missing:
                 return
             try:
-                self._endpoint = self._serving.endpoint(self._which)
+                self._endpoint = self._model.endpoint()
             except StageError as error:
                 if round_number == 0:
                     raise
-                warn(f"the {self._which} model's server could not be started again: {error.what}")
+                warn(f"the {self._model.name} could not be reached again: {error.what}")
                 return
-            ask_all(
-                self._endpoint,
-                missing,
-                keep,
-                concurrency=self._concurrency,
-                seed=self._recipe.seed,
-                patience=self._patience,
-            )
-            missing = [q for q in missing if q.key in self._failed and self._failed[q.key].may_succeed_later]
+            asyncio.run(self._hold(items, missing, found, store, progress))
 
-    def _check(self, answers: list[Answer]) -> None:
-        """Tell how many requests failed and why; stop when there is nothing to score."""
-        errors = [answer for answer in answers if answer.error]
+    async def _hold(
+        self,
+        items: Sequence[Item],
+        missing: Sequence[int],
+        found: dict[int, Transcript],
+        store: AnswerStore,
+        progress: Progress,
+    ) -> None:
+        assert self._endpoint is not None
+        waiting = iter(missing)
+        self._in_flight.clear()
+
+        async def work(client: Client) -> None:
+            for index in waiting:
+                found[index] = await self._converse(client, items[index], store)
+                num_failed = sum(bool(said.error) for said in found.values()) if found[index].error else 0
+                progress.advance(0 if found[index].error else 1, f"{num_failed} not answered" if num_failed else "")
+
+        async with Client(
+            self._endpoint, concurrency=self._concurrency, seed=self._seed, patience=self._patience
+        ) as client:
+            await asyncio.gather(*(work(client) for _ in range(min(self._concurrency, len(missing)))))
+            if client.gone:
+                left = sum(found[index].error == "not_asked" for index in missing)
+                warn(f"the {self._model.name} stopped answering: {client.gone}; {left} items were left for later")
+
+    async def _converse(self, client: Client, item: Item, store: AnswerStore) -> Transcript:
+        dialogue, answers = item.begin(), []
+        try:
+            request = next(dialogue)
+            while True:
+                answer = await self._answer(client, request, store)
+                answers.append(answer)
+                if answer.error:
+                    return Transcript(tuple(answers))
+                request = dialogue.send(answer)
+        except StopIteration as stop:
+            return Transcript(tuple(answers), stop.value)
+        finally:
+            dialogue.close()
+
+    async def _answer(self, client: Client, request: Request, store: AnswerStore) -> Answer:
+        """Return a request's answer: known, on its way already for another item, or asked for now."""
+        key = self.key(request)
+        known = store.get(key)
+        if known is not None:
+            return known
+        if key not in self._in_flight:
+            self._in_flight[key] = asyncio.create_task(client.ask(request))
+            answer = await self._in_flight[key]
+            if not answer.error:
+                store.put(key, answer)
+            return answer
+        return await self._in_flight[key]
+
+    def key(self, request: Request) -> str:
+        """Return the name of a request's answer in the store: a hash of all that decides it."""
+        return files.fingerprint([self._model.identity, self._seed, *request_parts(request)])
+
+    def _tell_failures(self, said: Sequence[Transcript]) -> None:
+        """Tell how many items failed and why; stop when there is nothing to score."""
+        errors = [transcript.answer for transcript in said if transcript.error]
         if not errors:
             return
         # `not_asked` is what follows from the others: it explains nothing.
@@ -105,18 +182,26 @@ class Interview:
         )
         (kind, detail), _ = reasons.most_common(1)[0]
         counted = ", ".join(f"{number} × {name}" for name, number in kinds.most_common())
-        if len(errors) == len(answers):
+        if len(errors) == len(said):
             log = self._endpoint.log if self._endpoint else ""
-            what = f"none of {len(answers)} items was answered by the {self._which} model: {counted}; {kind}: {detail}"
+            what = f"none of {len(said)} items was answered by the {self._model.name}: {counted}; {kind}: {detail}"
             do = f"read the server's log, {log}" if log else "check that the server answers /v1/chat/completions"
             raise EvaluateError(what, where=self._endpoint.url if self._endpoint else "", do=do)
-        warn(
-            f"{len(errors)} of {len(answers)} items were not answered by the {self._which} model ({counted}; {detail})"
-        )
+        later = sum(answer.may_succeed_later for answer in errors)
+        again = f"; the same command asks {later} of them again" if later else ""
+        lost = f"{len(errors)} of {len(said)} items were not answered by the {self._model.name}"
+        warn(f"{lost} ({counted}; {detail}){again}")
+
+
+def request_parts(request: Request) -> Iterator[Any]:
+    """Yield what a request is made of, in a fixed order; what is left at its default is not told."""
+    yield from (request.messages, request.tools, request.max_tokens)
+    unusual = {"prompt": request.prompt, "stop": request.stop, "temperature": request.temperature}
+    yield {name: value for name, value in unusual.items() if value}
 
 
 def what_answers_depend_on(recipe: Recipe, run_dir: RunDir, which: Which) -> dict[str, Any]:
-    """Return what, besides the question, decides an answer: weights, template, engine, number format, seed."""
+    """Return what, besides the question, decides an answer: weights, template, engine, number format."""
     model = run_dir.load(Weights).files if which == "tuned" else _base_model(recipe, run_dir)
     template = Path(recipe.data.chat_template)
     return {
@@ -125,7 +210,6 @@ def what_answers_depend_on(recipe: Recipe, run_dir: RunDir, which: Which) -> dic
         "engine": recipe.serve.engine,
         "max_model_len": recipe.serve.max_model_len,
         "dtype": recipe.model.dtype,
-        "settings": {"temperature": 0, "seed": recipe.seed},
     }
 
 
@@ -139,7 +223,3 @@ def _base_model(recipe: Recipe, run_dir: RunDir) -> dict[str, Any]:
     cache = files.HashCache(cache_root(recipe.output_dir) / "hashes.json")
     directory = locate(recipe.model, recipe.output_dir)
     return {file.name: cache.sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
-
-
-def _key(depends_on: dict[str, Any], item: Item) -> str:
-    return files.fingerprint([depends_on, item.messages, item.tools, item.max_tokens])

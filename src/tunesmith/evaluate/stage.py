@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.artifacts import Scores, Serving, Weights, Which
-from tunesmith.evaluate.client import Answer, Patience
+from tunesmith.evaluate.client import Patience
 from tunesmith.evaluate.function_calls import FunctionCalls
-from tunesmith.evaluate.interview import Interview
+from tunesmith.evaluate.interview import Interview, Model, request_parts, what_answers_depend_on
 from tunesmith.evaluate.summary import Outcome, failures, summarise
-from tunesmith.evaluate.task import Item, Task
+from tunesmith.evaluate.task import Item, Task, Transcript
 from tunesmith.evaluate.text import TextAnswers
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Evaluate, Recipe
@@ -45,16 +45,22 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
     items = [task.items() for task in tasks]
     everything = [item for of_task in items for item in of_task]
     models: tuple[Which, ...] = ("base", "tuned") if recipe.evaluate.base_model else ("tuned",)
-    answers: dict[Which, list[Answer]] = {}
+    said: dict[Which, list[Transcript]] = {}
     for which in models:
-        answers[which] = Interview(recipe, run_dir, serving, which, patience or Patience()).answers(everything)
+        interview = Interview(
+            _model(recipe, run_dir, serving, which),
+            concurrency=recipe.evaluate.concurrency,
+            seed=recipe.seed,
+            patience=patience or Patience(),
+        )
+        said[which] = interview.transcripts(everything)
 
     numbers: dict[str, dict[str, dict[str, float | int | str | None]]] = {}
     mistakes: dict[str, dict[str, dict[str, int]]] = {}
     begin = 0
     for task, of_task in zip(tasks, items, strict=True):
         end = begin + len(of_task)
-        outcomes = {which: _judge(task, of_task, answers[which][begin:end]) for which in models}
+        outcomes = {which: _judge(task, of_task, said[which][begin:end]) for which in models}
         numbers[task.name] = summarise(task.metrics, outcomes, recipe.seed)
         mistakes[task.name] = {which: failures(of_model) for which, of_model in outcomes.items()}
         _write_items(run_dir.items(task.name), of_task, outcomes)
@@ -64,7 +70,7 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
         items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks},
         seconds=round(time.monotonic() - started, 3),
         failures=mistakes,
-        num_unanswered=sum(answer.may_succeed_later for of_model in answers.values() for answer in of_model),
+        num_unanswered=sum(it.answer.may_succeed_later for of_model in said.values() for it in of_model),
         template_fingerprint=template_fingerprint,
     )
 
@@ -101,8 +107,17 @@ def summary(scores: Scores) -> dict[str, float]:
     return found
 
 
-def _judge(task: Task, items: Sequence[Item], answers: Sequence[Answer]) -> list[Outcome]:
-    return [Outcome(answer, task.judge(item, answer)) for item, answer in zip(items, answers, strict=True)]
+def _model(recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which) -> Model:
+    return Model(
+        name=f"{which} model",
+        endpoint=lambda: serving.endpoint(which),
+        identity=what_answers_depend_on(recipe, run_dir, which),
+        answers=run_dir.stage("evaluate") / f"answers.{which}.jsonl",
+    )
+
+
+def _judge(task: Task, items: Sequence[Item], said: Sequence[Transcript]) -> list[Outcome]:
+    return [Outcome(transcript, task.judge(item, transcript)) for item, transcript in zip(items, said, strict=True)]
 
 
 def _write_items(path: Path, items: Sequence[Item], outcomes: Mapping[Which, Sequence[Outcome]]) -> None:
@@ -111,6 +126,7 @@ def _write_items(path: Path, items: Sequence[Item], outcomes: Mapping[Which, Seq
     for index, item in enumerate(items):
         line: dict[str, Any] = {
             "id": item.id,
+            "prompt_sha256": _prompt_hash(item),
             "prompt_tail": _prompt_tail(item.messages),
             "reference": item.reference_text,
         }
@@ -128,7 +144,7 @@ def _one_line(document: dict[str, Any]) -> str:
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:
-    answer, judgement = outcome.answer, outcome.judgement
+    answer, judgement = outcome.said.answer, outcome.judgement
     return {
         "answer": judgement.answer_text,
         "correct": judgement.correct,
@@ -136,7 +152,22 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         "error": judgement.error or (f"request_failed:{answer.error}" if answer.error else ""),
         "detail": answer.detail,
         "finish_reason": answer.finish_reason,
+        "num_requests": len(outcome.said.answers),
+        "latency_seconds": round(sum(each.latency_seconds for each in outcome.said.answers), 4),
+        "num_prompt_tokens": _sum(each.num_prompt_tokens for each in outcome.said.answers),
+        "num_completion_tokens": _sum(each.num_completion_tokens for each in outcome.said.answers),
     }
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of counts, None when one of them is not known."""
+    known = list(counts)
+    return None if not known or None in known else sum(count for count in known if count is not None)
+
+
+def _prompt_hash(item: Item) -> str:
+    """Return the hash of what is asked first: equal hashes, equal prompts."""
+    return files.fingerprint([*request_parts(next(item.begin()))])
 
 
 def _prompt_tail(messages: Sequence[Message]) -> str:

@@ -10,17 +10,16 @@ import numpy as np
 
 from tunesmith.artifacts import Which
 from tunesmith.evaluate import stats
-from tunesmith.evaluate.client import Answer
-from tunesmith.evaluate.task import Array, Judgement, Metric
+from tunesmith.evaluate.task import Array, Judgement, Metric, Transcript
 
 Number = float | int | str | None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """An answer and what its task says about it."""
+    """What a model said to one item, and what its task says about it."""
 
-    answer: Answer
+    said: Transcript
     judgement: Judgement
 
 
@@ -45,7 +44,7 @@ def failures(outcomes: Sequence[Outcome]) -> dict[str, int]:
 def _kind(outcome: Outcome) -> str:
     if outcome.judgement.error:
         return outcome.judgement.error
-    return f"request_failed:{outcome.answer.error}" if outcome.answer.error else ""
+    return f"request_failed:{outcome.said.error}" if outcome.said.error else ""
 
 
 def _record(metric: Metric, outcomes: Mapping[Which, Sequence[Outcome]], seed: int) -> dict[str, Number] | None:
@@ -63,9 +62,9 @@ def _record(metric: Metric, outcomes: Mapping[Which, Sequence[Outcome]], seed: i
         statistics = _statistics(metric, of_model, concerned)
         record[which] = _value(metric, statistics)
         record[f"{which}_low"], record[f"{which}_high"] = _interval(metric, statistics, seed)
-        record[f"{which}_num_failed"] = sum(bool(of_model[i].answer.error) for i in concerned)
+        record[f"{which}_num_failed"] = sum(bool(of_model[i].said.error) for i in concerned)
     if "base" in outcomes:
-        answered = [i for i in concerned if not any(of_model[i].answer.error for of_model in outcomes.values())]
+        answered = [i for i in concerned if not any(of_model[i].said.error for of_model in outcomes.values())]
         record |= _comparison(metric, outcomes["base"], outcomes["tuned"], answered, seed)
     return record
 

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.errors import DataError, missing_extra
-from tunesmith.evaluate.client import Answer
-from tunesmith.evaluate.task import Array, Item, Judgement, Metric, mean_statistics
+from tunesmith.evaluate.task import Array, Item, Judgement, Metric, Transcript, mean_statistics
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import TextTask
 from tunesmith.rows.conversation import Conversation
@@ -69,15 +68,15 @@ class TextAnswers:
         what = "the row has no assistant answer in words to compare with"
         raise DataError(what, where=where, do="remove the row, or evaluate tool conversations under `function_calls`")
 
-    def judge(self, item: Item, answer: Answer) -> Judgement:
-        text, reference = answer.text, item.reference
+    def judge(self, item: Item, said: Transcript) -> Judgement:
+        text, reference = said.answer.text, item.reference
         scores = {"exact_match": float(exact_match(text, reference)), "jaccard": jaccard(text, reference)}
         if self._rouge:
             scores |= {name: score.fmeasure for name, score in self._rouge.score(reference, text).items()}
         statistics = mean_statistics({m.name: scores[m.name] for m in self.metrics if m.name in scores})
         if self._bleu:
             scores["bleu"], statistics["bleu"] = self._bleu.sentence(text, reference)
-        correct = not answer.error and scores["exact_match"] == 1.0
+        correct = not said.error and scores["exact_match"] == 1.0
         return Judgement(correct, statistics, scores, answer_text=text)
 
 

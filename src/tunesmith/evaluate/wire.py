@@ -1,12 +1,14 @@
 """Between our conversations and the JSON of OpenAI's chat completions.
 
-Source: https://platform.openai.com/docs/api-reference/chat (messages, tool_calls, the completion object).
+Source: https://platform.openai.com/docs/api-reference/chat (messages, tool_calls, the completion object) and
+https://platform.openai.com/docs/api-reference/completions (text in, text out).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.rows.conversation import Message
@@ -14,6 +16,17 @@ from tunesmith.rows.conversation import Message
 
 class Malformed(ValueError):
     """A body that is no chat completion; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a completion says; calls are (name, arguments text), token counts None when the server gives none."""
+
+    text: str
+    calls: tuple[tuple[str, str], ...]
+    finish_reason: str
+    num_prompt_tokens: int | None = None
+    num_completion_tokens: int | None = None
 
 
 def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -43,8 +56,8 @@ def _wired_call(function: dict[str, Any], identifier: str) -> dict[str, Any]:
     return {"id": identifier, "type": "function", "function": {"name": function["name"], "arguments": text}}
 
 
-def read_completion(body: bytes) -> tuple[str, list[tuple[str, str]], str]:
-    """Return text, calls as (name, arguments text) and finish reason of a chat completion.
+def read_completion(body: bytes) -> Completion:
+    """Read a chat completion, or a completion of plain text.
 
     Raises:
         Malformed: the body is not JSON or not a completion.
@@ -55,12 +68,19 @@ def read_completion(body: bytes) -> tuple[str, list[tuple[str, str]], str]:
         raise Malformed(f"the body is not JSON: {error}") from None
     try:
         choice = document["choices"][0]
-        message = choice["message"]
-        calls = [_call(call) for call in message.get("tool_calls") or []]
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
+        calls = tuple(_call(call) for call in message.get("tool_calls") or [])
         text = _text(message.get("content"))
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Malformed("the body is no chat completion: choices[0].message is missing or misshapen") from None
-    return text, calls, str(choice.get("finish_reason") or "")
+        raise Malformed("the body is no completion: choices[0].message is missing or misshapen") from None
+    usage = document.get("usage")
+    counts = [_count(usage, key) for key in ("prompt_tokens", "completion_tokens")]
+    return Completion(text, calls, str(choice.get("finish_reason") or ""), *counts)
+
+
+def _count(usage: Any, key: str) -> int | None:
+    value = usage.get(key) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _text(content: Any) -> str:

@@ -102,7 +102,8 @@ def sha256(path: Path) -> str:
 def fingerprint(document: Any) -> str:
     """Return a short hash (16 hexadecimal digits) of JSON-ready data, independent of key order."""
     text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # Text read from JSON may hold half of a surrogate pair.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class HashCache:

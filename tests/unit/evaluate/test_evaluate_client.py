@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import threading
 import time
 
 import pytest
 
-from tests.fakes.scripted_chat_server import Reply, Request, ScriptedChatServer, completion
-from tunesmith.evaluate.client import Answer, Patience, Question, ToolCall, ask_all
+from tests.fakes.scripted_chat_server import Reply, ScriptedChatServer, completion
+from tests.fakes.scripted_chat_server import Request as Received
+from tunesmith.evaluate.client import Answer, Client, Patience, Request, ToolCall
 
-QUICK = Patience(timeout_seconds=0.6, connect_timeout_seconds=0.6, num_tries=3, first_pause_seconds=0.01)
+QUICK = Patience(
+    timeout_seconds=0.6, stall_seconds=0.3, connect_timeout_seconds=0.6, num_tries=3, first_pause_seconds=0.01
+)
 
 
-def questions(number: int) -> list[Question]:
-    return [Question(str(i), ({"role": "user", "content": f"question {i}"},), (), 8) for i in range(number)]
+def requests(number: int) -> list[Request]:
+    return [Request(({"role": "user", "content": f"question {i}"},), (), 8) for i in range(number)]
+
+
+def ask_all(server: ScriptedChatServer, asked: list[Request], *, concurrency: int = 4, seed: int = 7) -> list[Answer]:
+    """Ask with so many workers that each takes the next request, as an interview does."""
+
+    async def ask() -> list[Answer]:
+        found: dict[int, Answer] = {}
+        waiting = iter(enumerate(asked))
+
+        async def work(client: Client) -> None:
+            for index, request in waiting:
+                found[index] = await client.ask(request)
+
+        async with Client(server.endpoint(), concurrency=concurrency, seed=seed, patience=QUICK) as client:
+            await asyncio.gather(*(work(client) for _ in range(concurrency)))
+        return [found[index] for index in range(len(asked))]
+
+    return asyncio.run(ask())
 
 
 def asked(server: ScriptedChatServer, number: int, *, concurrency: int = 4) -> dict[str, Answer]:
-    found: dict[str, Answer] = {}
-
-    def keep(question: Question, answer: Answer) -> None:
-        assert question.key not in found, "a question was answered twice"
-        found[question.key] = answer
-
-    ask_all(server.endpoint(), questions(number), keep, concurrency=concurrency, seed=7, patience=QUICK)
-    assert set(found) == {str(i) for i in range(number)}
-    return found
+    return {str(i): answer for i, answer in enumerate(ask_all(server, requests(number), concurrency=concurrency))}
 
 
 def test_request_is_greedy_and_seeded() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     with ScriptedChatServer(lambda request, number: completion("hi")) as server:
-        found: list[Answer] = []
-        question = Question("k", ({"role": "user", "content": "é"},), (tool,), 33)
-        ask_all(server.endpoint(), [question], lambda q, a: found.append(a), concurrency=1, seed=5, patience=QUICK)
+        found = ask_all(server, [Request(({"role": "user", "content": "é"},), (tool,), 33)], seed=5)
     assert found == [Answer("hi", finish_reason="stop")]
     assert server.requests == [
         {
@@ -96,7 +109,7 @@ def test_concurrency_is_reached_and_never_exceeded() -> None:
     ],
 )
 def test_each_failure_costs_its_item_only(reply: Reply, error: str, num_requests: int) -> None:
-    def script(request: Request, number: int) -> Reply:
+    def script(request: Received, number: int) -> Reply:
         is_bad = request["messages"][0]["content"] == "question 2"
         return reply if is_bad else Reply(completion("fine"))
 
@@ -151,3 +164,72 @@ def test_half_a_surrogate_pair_does_no_harm() -> None:
     body = rb'{"choices": [{"message": {"content": "a\ud83db"}}]}'
     with ScriptedChatServer(lambda request, number: Reply(body)) as server:
         asked(server, 1)["0"].text.encode()
+
+
+def test_a_raw_prompt_goes_past_the_chat_template() -> None:
+    request = Request((), ({"type": "function"},), 8, prompt="<|im_start|>", stop=("\n",))
+    body = {
+        "choices": [{"text": "raw", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+    with ScriptedChatServer(lambda request, number: body) as server:
+        (answer,) = ask_all(server, [request])
+        assert server.paths == ["/v1/completions"]
+    assert answer == Answer("raw", finish_reason="stop")
+    assert (answer.num_prompt_tokens, answer.num_completion_tokens) == (3, 1) and answer.latency_seconds > 0
+    assert server.requests == [
+        {"model": "tuned", "prompt": "<|im_start|>", "max_tokens": 8, "temperature": 0.0, "seed": 7, "stop": ["\n"]}
+    ]
+
+
+def test_a_body_that_stops_arriving_is_a_stall_long_before_the_time_limit() -> None:
+    patience = Patience(timeout_seconds=60.0, stall_seconds=0.1, num_tries=1)
+
+    async def ask(server: ScriptedChatServer) -> Answer:
+        async with Client(server.endpoint(), concurrency=1, seed=0, patience=patience) as client:
+            return await client.ask(requests(1)[0])
+
+    with ScriptedChatServer(lambda r, n: Reply(completion("half"), stall_after_bytes=20, wait_seconds=0.2)) as server:
+        answer = asyncio.run(ask(server))
+    assert (answer.error, answer.detail) == ("timeout", "the answer stopped arriving for 0.1 s")
+
+
+def test_retry_after_is_heeded_up_to_a_limit() -> None:
+    patience = Patience(first_pause_seconds=0.5, longest_pause_seconds=30.0)
+    client = Client(ScriptedChatServer(lambda r, n: {}).endpoint(), concurrency=1, seed=0, patience=patience)
+    assert 0.5 <= client._pause_seconds(1, 0.0) <= 0.75
+    assert 2.0 <= client._pause_seconds(3, 0.0) <= 3.0
+    assert client._pause_seconds(1, 7.0) == 7.0
+    assert client._pause_seconds(1, 3600.0) == client._pause_seconds(9, 0.0) == 30.0
+
+
+@pytest.mark.parametrize(("status", "most"), [(401, 12), (404, 12), (500, 120)])
+def test_an_endpoint_that_refuses_or_fails_everything_is_given_up(status: int, most: int) -> None:
+    with ScriptedChatServer(lambda request, number: Reply(b"no", status)) as server:
+        found = ask_all(server, requests(300))
+        assert len(server.requests) <= most  # 401 is asked once each, 500 three times
+    assert {answer.error for answer in found} == {f"http_{status}", "not_asked"}
+
+
+def test_requests_that_will_not_do_are_no_reason_to_give_up() -> None:
+    with ScriptedChatServer(lambda request, number: Reply(b"too long", 400)) as server:
+        assert {answer.error for answer in ask_all(server, requests(60))} == {"http_400"}
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "s3cret-key")
+
+    async def ask(server: ScriptedChatServer) -> Answer:
+        endpoint = dataclasses.replace(server.endpoint(), api_key="${env:JUDGE_KEY}")
+        async with Client(endpoint, concurrency=1, seed=0, patience=QUICK) as client:
+            return await client.ask(requests(1)[0])
+
+    with ScriptedChatServer(lambda request, number: completion("ok")) as server:
+        assert asyncio.run(ask(server)).text == "ok"
+        assert server.headers[0]["Authorization"] == "Bearer s3cret-key"
+
+
+def test_half_a_surrogate_pair_in_a_row_is_asked_all_the_same() -> None:
+    with ScriptedChatServer(lambda request, number: completion("ok")) as server:
+        (answer,) = ask_all(server, [Request(({"role": "user", "content": "a\ud83d"},), (), 8)])
+    assert answer.text == "ok"

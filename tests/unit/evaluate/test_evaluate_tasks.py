@@ -11,6 +11,7 @@ import pytest
 from tunesmith.errors import DataError, EnvironmentProblem
 from tunesmith.evaluate.client import Answer, ToolCall
 from tunesmith.evaluate.function_calls import FunctionCalls
+from tunesmith.evaluate.task import Transcript
 from tunesmith.evaluate.text import TextAnswers, jaccard
 from tunesmith.recipe.schema import FunctionCallTask, TextTask
 
@@ -67,13 +68,13 @@ def test_text_judgement(tmp_path: Path) -> None:
     task = text_task(tmp_path, [{"prompt": "p", "completion": "the cat sat on the mat"}], *metrics)
     assert [m.name for m in task.metrics] == ["exact_match", "jaccard", "rouge1", "rouge2", "rougeL", "bleu"]
     (item,) = task.items()
-    same = task.judge(item, Answer(" the cat sat on the mat\n"))
+    same = task.judge(item, Transcript((Answer(" the cat sat on the mat\n"),)))
     assert same.correct
     assert same.scores == pytest.approx(dict.fromkeys(same.scores, 1.0) | {"bleu": 100.0})
-    other = task.judge(item, Answer("The cat sat on a mat"))
+    other = task.judge(item, Transcript((Answer("The cat sat on a mat"),)))
     assert not other.correct and 0 < other.scores["bleu"] < 100
     assert other.scores["jaccard"] == pytest.approx(5 / 6)
-    failed = task.judge(item, Answer(error="timeout"))
+    failed = task.judge(item, Transcript((Answer(error="timeout"),)))
     assert not failed.correct and set(failed.scores.values()) == {0.0}
     assert set(failed.statistics) == {m.name for m in task.metrics}
 
@@ -81,7 +82,7 @@ def test_text_judgement(tmp_path: Path) -> None:
 def test_only_wanted_metrics_are_summed(tmp_path: Path) -> None:
     task = text_task(tmp_path, [{"prompt": "p", "completion": "a"}], "jaccard")
     (item,) = task.items()
-    assert set(task.judge(item, Answer("a")).statistics) == {"jaccard"} == {m.name for m in task.metrics}
+    assert set(task.judge(item, Transcript((Answer("a"),))).statistics) == {"jaccard"} == {m.name for m in task.metrics}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ RIGHT = ToolCall("f", '{"a": 1.0}')
 def test_call_judgement(tmp_path: Path, answer: Answer, error: str, made_a_call: int) -> None:
     task = call_task(tmp_path, [CALLING], limit=1)
     (item,) = task.items()
-    judged = task.judge(item, answer)
+    judged = task.judge(item, Transcript((answer,)))
     assert judged.error == error
     assert judged.correct is (error == "") and judged.scores["accuracy"] == (error == "")
     assert judged.scores["made_a_call"] == made_a_call
@@ -189,6 +190,6 @@ def test_call_judgement(tmp_path: Path, answer: Answer, error: str, made_a_call:
 def test_calling_nothing_can_be_right(tmp_path: Path, answer: Answer, error: str) -> None:
     task = call_task(tmp_path, [TALKING])
     (item,) = task.items()
-    judged = task.judge(item, answer)
+    judged = task.judge(item, Transcript((answer,)))
     assert (judged.correct, judged.error) == (error == "", error)
     assert set(judged.statistics) == {"accuracy", "abstention_accuracy"}
