@@ -6,9 +6,10 @@ Every field is documented once, in the string under it. `None` means "not asked 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Literal
 
+from tunesmith.recipe.section import section
 from tunesmith.recipe.typed import Bound, Shorthand
 
 Auto = Literal["auto"]
@@ -22,7 +23,7 @@ RowFormat = Literal["messages", "sharegpt", "prompt_completion", "instruction", 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-@dataclass(frozen=True)
+@section
 class Model:
     """The base model."""
 
@@ -38,7 +39,7 @@ class Model:
     """Run Python code that comes with the checkpoint. It can do anything your user can."""
 
 
-@dataclass(frozen=True)
+@section
 class Source:
     """One source of training rows."""
 
@@ -60,7 +61,7 @@ class Source:
     """Rename columns before reading: `{question: prompt, answer: completion}`."""
 
 
-@dataclass(frozen=True)
+@section
 class Data:
     """Rows: where they come from, how they become tokens."""
 
@@ -93,7 +94,7 @@ class Data:
     """Processes and threads that tokenise."""
 
 
-@dataclass(frozen=True)
+@section
 class Lora:
     """The adapter of `lora`, `qlora`, `dora` and `qdora`."""
 
@@ -116,7 +117,7 @@ class Lora:
     embeddings naming one names both: the matrix they share is trained, and they stay tied."""
 
 
-@dataclass(frozen=True)
+@section
 class Dpo:
     """Direct preference optimisation."""
 
@@ -128,7 +129,7 @@ class Dpo:
     """Assumed probability that a preference label is wrong (`sigmoid` only)."""
 
 
-@dataclass(frozen=True)
+@section
 class Train:
     """What moves, what is optimised, and for how long."""
 
@@ -194,7 +195,7 @@ class Train:
     """Keep this many newest checkpoints."""
 
 
-@dataclass(frozen=True)
+@section
 class Merge:
     """Fold the adapter into the base weights, on the CPU."""
 
@@ -204,7 +205,7 @@ class Merge:
     """Largest file of the merged checkpoint."""
 
 
-@dataclass(frozen=True)
+@section
 class Serve:
     """The server that evaluation, bench and chat talk to."""
 
@@ -223,7 +224,7 @@ class Serve:
 TextMetric = Literal["exact_match", "jaccard", "rouge", "bleu"]
 
 
-@dataclass(frozen=True)
+@section
 class TextTask:
     """Answers compared with the reference answers of the user's own rows."""
 
@@ -237,7 +238,7 @@ class TextTask:
     """Longest answer in tokens."""
 
 
-@dataclass(frozen=True)
+@section
 class FunctionCallTask:
     """Function-call accuracy on held-out tool conversations: name and every argument must be equal."""
 
@@ -249,7 +250,7 @@ class FunctionCallTask:
     """Longest answer in tokens."""
 
 
-@dataclass(frozen=True)
+@section
 class Evaluate:
     """What is measured on the tuned model, always beside the base model."""
 
@@ -261,7 +262,7 @@ class Evaluate:
     """Requests in flight."""
 
 
-@dataclass(frozen=True)
+@section
 class Targets:
     """Limits that each concurrency level is held against; a miss is reported, and fails only through `gate`."""
 
@@ -273,7 +274,7 @@ class Targets:
     """Tokens made per second over all requests, at least."""
 
 
-@dataclass(frozen=True)
+@section
 class Bench:
     """A load test of the tuned model: requests at fixed concurrency, timed token by token."""
 
@@ -290,7 +291,7 @@ class Bench:
     targets: Targets = field(default_factory=Targets)
 
 
-@dataclass(frozen=True)
+@section
 class Report:
     """The page."""
 
@@ -300,7 +301,7 @@ class Report:
     """Answers shown per task: fixed by tuning, broken by it, and wrong in both."""
 
 
-@dataclass(frozen=True)
+@section
 class HubTarget:
     """A model repository on the Hugging Face Hub. The token is read from HF_TOKEN."""
 
@@ -310,7 +311,7 @@ class HubTarget:
     """Create the repository as private."""
 
 
-@dataclass(frozen=True)
+@section
 class Publish:
     """Where the model goes when everything has passed."""
 
@@ -321,7 +322,7 @@ class Publish:
     """Publish although a gate rule failed; the model card says so."""
 
 
-@dataclass(frozen=True)
+@section
 class Mlflow:
     """Mirror metrics to MLflow."""
 
@@ -331,7 +332,7 @@ class Mlflow:
     """Experiment name; the recipe's name by default."""
 
 
-@dataclass(frozen=True)
+@section
 class Wandb:
     """Mirror metrics to Weights & Biases. The key is read from WANDB_API_KEY."""
 
@@ -341,7 +342,7 @@ class Wandb:
     """`offline` writes files that `wandb sync` can send later."""
 
 
-@dataclass(frozen=True)
+@section
 class Track:
     """Mirrors of metrics.jsonl, which is always written. Short form: a list of names."""
 
@@ -351,7 +352,7 @@ class Track:
     wandb: Wandb | None = None
 
 
-@dataclass(frozen=True)
+@section
 class Recipe:
     """One recipe. Sections stand in the order in which they run."""
 
