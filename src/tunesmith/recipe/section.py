@@ -18,53 +18,51 @@ _Class = TypeVar("_Class", bound=type)
 def section(cls: _Class) -> _Class:
     """Make a class a frozen dataclass, compared and hashed by its values."""
     made: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
-    for method in (__init__, __setattr__, __delattr__, __eq__, __hash__, __repr__):
-        setattr(made, method.__name__, method)
+    for name in ("__init__", "__setattr__", "__delattr__", "__eq__", "__hash__", "__repr__"):
+        setattr(made, name, _Methods.__dict__[name])
     return cast(_Class, made)
 
 
-def __init__(self: Any, *values: Any, **named: Any) -> None:
-    fields = dataclasses.fields(self)
-    if len(values) > len(fields):
-        raise TypeError(f"{type(self).__name__} takes {len(fields)} values, not {len(values)}")
-    given = dict(zip((field.name for field in fields), values, strict=False))
-    twice = given.keys() & named.keys()
-    unknown = named.keys() - {field.name for field in fields}
-    if twice or unknown:
-        raise TypeError(f"{type(self).__name__} has no room for {', '.join(sorted(twice | unknown))}")
-    given |= named
-    for field in fields:
-        if field.name in given:
-            value = given[field.name]
-        elif field.default is not MISSING:
-            value = field.default
-        elif field.default_factory is not MISSING:
-            value = field.default_factory()
-        else:
-            raise TypeError(f"{type(self).__name__} needs {field.name}")
-        object.__setattr__(self, field.name, value)
+class _Methods:
+    """What every section does, by its fields."""
+
+    def __init__(self: Any, *values: Any, **named: Any) -> None:
+        fields = dataclasses.fields(self)
+        if len(values) > len(fields):
+            raise TypeError(f"{type(self).__name__} takes {len(fields)} values, not {len(values)}")
+        given = dict(zip((field.name for field in fields), values, strict=False))
+        twice = given.keys() & named.keys()
+        unknown = named.keys() - {field.name for field in fields}
+        if twice or unknown:
+            raise TypeError(f"{type(self).__name__} has no room for {', '.join(sorted(twice | unknown))}")
+        given |= named
+        for field in fields:
+            if field.name in given:
+                value = given[field.name]
+            elif field.default is not MISSING:
+                value = field.default
+            elif field.default_factory is not MISSING:
+                value = field.default_factory()
+            else:
+                raise TypeError(f"{type(self).__name__} needs {field.name}")
+            object.__setattr__(self, field.name, value)
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self: Any, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self: Any, other: object) -> bool:
+        return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self: Any) -> int:
+        return hash(_values(self))
+
+    def __repr__(self: Any) -> str:
+        shown = (f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr)
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
-def __setattr__(self: Any, name: str, value: Any) -> None:
-    raise FrozenInstanceError(f"cannot assign to field {name!r}")
-
-
-def __delattr__(self: Any, name: str) -> None:
-    raise FrozenInstanceError(f"cannot delete field {name!r}")
-
-
-def _values(self: Any) -> tuple[Any, ...]:
-    return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
-
-
-def __eq__(self: Any, other: object) -> bool:
-    return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
-
-
-def __hash__(self: Any) -> int:
-    return hash(_values(self))
-
-
-def __repr__(self: Any) -> str:
-    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr)
-    return f"{type(self).__qualname__}({', '.join(shown)})"
+def _values(of: Any) -> tuple[Any, ...]:
+    return tuple(getattr(of, field.name) for field in dataclasses.fields(of))

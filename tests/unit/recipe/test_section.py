@@ -34,9 +34,7 @@ def test_values_and_text_are_those_of_a_frozen_dataclass(arguments):
     assert [f.name for f in dataclasses.fields(ours)] == [f.name for f in dataclasses.fields(standard)]
 
 
-@pytest.mark.parametrize(
-    "arguments", [((), {}), ((1, ("y",), [], 4), {}), ((1,), {"a": 2}), ((1,), {"unheard_of": 2})]
-)
+@pytest.mark.parametrize("arguments", [((), {}), ((1, ("y",), [], 4), {}), ((1,), {"a": 2}), ((1,), {"unheard_of": 2})])
 def test_what_a_frozen_dataclass_does_not_take_is_refused(arguments):
     positional, named = arguments
     for cls in (Standard, Ours):
