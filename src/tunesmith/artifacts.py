@@ -170,7 +170,7 @@ class Scores(Artifact):
 
 @dataclass(frozen=True)
 class Speeds(Artifact):
-    """Results of the load test: one summary per concurrency level, named c1, c8, …"""
+    """Results of the load test: one summary per level of load, named c8 (8 in flight), r4 (4 per second), trace."""
 
     kind: ClassVar[str] = "speeds"
     # "c8" -> {"concurrency": 8, "num_requests": n, "num_failed": k, "ttft_p95_ms": …, …}
@@ -178,6 +178,7 @@ class Speeds(Artifact):
     requests: str | None = None  # per-request timings (JSONL)
     targets: tuple[dict[str, Any], ...] = ()  # {"target", "limit", "level", "value", "passed"}
     seconds: float = 0.0
+    partial: bool = False  # stopped by a signal; such a record never ends a stage
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.tiny_checkpoint import make_checkpoint
 from tunesmith.artifacts import Weights
 from tunesmith.bench import stage as bench_stage
+from tunesmith.bench.table import table
 from tunesmith.errors import BenchError, StageError
 from tunesmith.recipe.schema import Bench, Data, Model, Recipe, Serve, Source, Targets
 from tunesmith.serve.stage import Servers
@@ -75,7 +76,7 @@ def test_one_server_at_a_time_and_the_load_test_through_it(recipe: Recipe, run_d
     assert [line["level"] for line in lines] == ["c1"] * 12 + ["c4"] * 12
     assert all(line["ttft"] <= line["e2e"] and line["num_output_tokens"] for line in lines)
     assert not any(line["prompt"].endswith(":10") for line in lines), "the long row does not fit"
-    assert "c4" in bench_stage.table(speeds.levels)
+    assert "c4" in table(speeds.levels)
 
 
 def test_a_server_that_died_is_started_again(recipe: Recipe, run_dir: RunDir) -> None:

@@ -1,20 +1,26 @@
 """A lean HTTP/1.1 client for streamed answers: every piece is stamped the moment it arrives, and read later.
 
 A general client costs more per chunk than a fast server does, and then the load test measures the client
-(https://github.com/vllm-project/vllm/issues/39963). Here a chunk costs one callback; parsing waits until nothing is
-timed.
+(https://github.com/vllm-project/vllm/issues/39963). Here a piece that cannot end the answer costs one callback: a stamp
+and two appends. Framing is looked at when an answer may be complete, events when nothing is timed any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import urlsplit
 
+from tunesmith.bench.framing import Framing, Malformed
 from tunesmith.errors import UsageError
+
+_CONNECT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,26 +39,74 @@ class Address:
         Raises:
             UsageError: it is not an http or https URL.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if not host or parts.scheme not in ("http", "https"):
             raise UsageError(f"not an http or https URL: {url!r}", do="give one such as http://127.0.0.1:8000")
         is_secure = parts.scheme == "https"
-        return cls(parts.hostname, parts.port or (443 if is_secure else 80), parts.path.rstrip("/"), is_secure)
+        return cls(host, port or (443 if is_secure else 80), parts.path.rstrip("/"), is_secure)
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """What TLS needs; made once, since reading the certificates takes a while."""
+        return ssl.create_default_context() if self.is_secure else None
+
+    def head(self, method: str, path: str, headers: dict[str, str]) -> bytes:
+        """Return the head of a request up to its last line, which the body's length completes."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        lines = [f"{method} {self.path}{path} HTTP/1.1", f"Host: {host}:{self.port}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return ("\r\n".join(lines) + "\r\n").encode("latin-1")
 
 
-@dataclass
+def request(head: bytes, body: bytes) -> bytes:
+    """Return a whole request, ready to be written."""
+    return b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
+
+
+@dataclass(slots=True)
 class RawAnswer:
-    """What came back, unparsed. Times are `time.perf_counter` seconds.
+    """What came back, unread. Times are `time.perf_counter` seconds.
 
-    `pieces` are of the body, after chunked framing was removed; a piece may hold several events or part of one.
+    `times[i]` is when the i-th piece arrived, `ends[i]` how many bytes had come by then.
     """
 
-    started: float = 0.0
-    ended: float = 0.0
-    status: int = 0
-    pieces: list[tuple[float, bytes]] = field(default_factory=list)
-    problem: str = ""  # connect | disconnect | timeout | malformed; empty when the body is complete
+    started: float = 0.0  # when the request was due
+    sent: float = 0.0  # when its first byte was written
+    ended: float = 0.0  # when the last piece came, or the request was given up
+    times: list[float] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    framing: Framing = field(default_factory=Framing)
+    problem: str = (
+        ""  # connect | disconnect | timeout | stall | malformed | unfinished; empty when the body is complete
+    )
     detail: str = ""
+
+    @property
+    def status(self) -> int:
+        return self.framing.status
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.framing.raw)
+
+    def body(self) -> bytes:
+        return self.framing.body()
+
+    def pieces(self) -> Iterator[tuple[float, bytes]]:
+        """Yield the body in stretches that arrived together, each with its moment."""
+        raw, times, ends = self.framing.raw, self.times, self.ends
+        index = 0
+        for begin, end in self.framing.spans:
+            while ends[index] < end:
+                if begin < ends[index]:
+                    yield times[index], bytes(raw[begin : ends[index]])
+                    begin = ends[index]
+                index += 1
+            yield times[index], bytes(raw[begin:end])
 
 
 class Connection:
@@ -61,24 +115,34 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._wire: _Wire | None = None
+        self._answer: RawAnswer | None = None
+        self._opening: asyncio.Task[object] | None = None
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str], timeout_seconds: float) -> RawAnswer:
-        """Send a request and collect its answer; never raises for what a network or server does."""
-        answer = RawAnswer(started=time.perf_counter())
+    async def post(self, content: bytes, answer: RawAnswer) -> None:
+        """Send a whole request and collect its answer; never raises for what a network or server does."""
+        self._answer = answer
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._exchange(path, body, headers, answer)
-        except TimeoutError:
-            answer.problem, answer.detail = "timeout", f"no complete answer within {timeout_seconds:g} s"
-        except _Malformed as error:
+            await self._exchange(content, answer)
+        except Malformed as error:
             answer.problem, answer.detail = "malformed", str(error)
-        except OSError as error:
-            kind = "connect" if self._wire is None else "disconnect"
-            answer.problem, answer.detail = kind, str(error) or type(error).__name__
+        except (OSError, UnicodeError) as error:  # the latter for names that cannot be one of a host
+            if not answer.problem:
+                answer.problem = "connect" if self._wire is None else "disconnect"
+                answer.detail = str(error) or type(error).__name__
+        self._answer = None
         answer.ended = answer.ended or time.perf_counter()
-        if answer.problem:
+        if answer.problem or answer.framing.closes:
             self.close()
-        return answer
+
+    def give_up(self, problem: str, detail: str) -> None:
+        """End the request in flight, if there is one; its answer names the problem."""
+        if self._answer is None or self._answer.ended:
+            return
+        self._answer.problem, self._answer.detail = problem, detail
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._wire is not None:
+            self._wire.fail(ConnectionAbortedError(detail))
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -86,45 +150,41 @@ class Connection:
             self._wire.close()
             self._wire = None
 
-    async def _exchange(self, path: str, body: bytes, headers: dict[str, str], answer: RawAnswer) -> None:
+    async def _exchange(self, content: bytes, answer: RawAnswer) -> None:
         is_reused = self._wire is not None and not self._wire.is_lost
         wire = await self._open()
-        head = self._head(path, len(body), headers)
-        wire.send(head + body)
-        reader = _AnswerReader(wire, answer)
         try:
-            await reader.read()
+            await wire.exchange(content, answer)
         except ConnectionError:
             # A server may close an idle connection just as it is used again; nothing has been answered then.
-            if not is_reused or answer.status:
+            if not is_reused or answer.times or answer.problem:
                 raise
             self.close()
             wire = await self._open()
-            wire.send(head + body)
-            reader = _AnswerReader(wire, answer)
-            await reader.read()
-        if reader.closes:
-            self.close()
+            await wire.exchange(content, answer)
 
     async def _open(self) -> _Wire:
         if self._wire is None or self._wire.is_lost:
             self._wire = None
-            address = self._address
-            context = ssl.create_default_context() if address.is_secure else None
-            loop = asyncio.get_running_loop()
-            _, self._wire = await loop.create_connection(_Wire, address.host, address.port, ssl=context)
+            self._opening = asyncio.ensure_future(self._connect())
+            try:
+                await self._opening
+            except asyncio.CancelledError:
+                if self._answer is None or not self._answer.problem:
+                    raise
+                raise ConnectionAbortedError(self._answer.detail) from None
+            except TimeoutError:
+                raise OSError(f"no connection within {_CONNECT_SECONDS:g} s") from None
+            finally:
+                self._opening = None
+        assert self._wire is not None
         return self._wire
 
-    def _head(self, path: str, num_bytes: int, headers: dict[str, str]) -> bytes:
-        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
-        lines = [f"POST {self._address.path}{path} HTTP/1.1", f"Host: {host}:{self._address.port}"]
-        lines += ["Content-Type: application/json", f"Content-Length: {num_bytes}", "Accept: text/event-stream"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-class _Malformed(Exception):
-    pass
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        address = self._address
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, self._wire = await loop.create_connection(_Wire, address.host, address.port, ssl=address.tls)
 
 
 class _Wire(asyncio.Protocol):
@@ -132,136 +192,101 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._arrived: list[tuple[float, bytes]] = []
-        self._waiter: asyncio.Future[None] | None = None
+        self._answer: RawAnswer | None = None
+        self._times: list[float] = []
+        self._unread: list[bytes] = []
+        self._sizes: list[int] = []
+        self._may_skip = False  # the head was read, and only a piece that looks like an end can be one
+        self._done: asyncio.Future[None] | None = None
         self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
+    async def exchange(self, content: bytes, answer: RawAnswer) -> None:
+        """Write a request and wait until its answer is complete.
+
+        Raises:
+            Malformed: what came is not HTTP.
+            ConnectionError: the connection ended before the answer did, or the request was given up.
+        """
+        assert self._transport is not None
+        self._done = asyncio.get_running_loop().create_future()
+        self._times, self._unread, self._sizes, self._may_skip = answer.times, [], [], False
+        answer.framing = Framing()
+        self._answer = answer
+        answer.sent = time.perf_counter()
+        self._transport.write(content)
+        try:
+            await self._done
+        finally:
+            self._answer = None
+            if self._unread and not answer.framing.is_complete:
+                self._read_leftovers(answer)
+            answer.ends = list(itertools.accumulate(self._sizes))
+
     def data_received(self, data: bytes) -> None:
-        self._arrived.append((time.perf_counter(), data))
-        self._wake()
+        now = time.perf_counter()
+        if self._answer is None:
+            self.close()  # nobody asked
+            return
+        self._times.append(now)
+        self._unread.append(data)
+        self._sizes.append(len(data))
+        # A chunked body ends with an empty line; it may be split over two pieces, the second then being short.
+        if not self._may_skip or data[-4:] == b"\r\n\r\n" or len(data) < 4:
+            self._read(self._answer)
 
     def eof_received(self) -> bool:
-        self.is_lost = True
-        self._wake()
-        return False
+        return False  # the transport closes itself, and `connection_lost` is called
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_lost = True
-        self._wake()
+        answer = self._answer
+        if answer is None or self._done is None or self._done.done():
+            return
+        self._read(answer)
+        if self._done.done():
+            return
+        answer.framing.close()
+        if answer.framing.is_complete:
+            self._finish(answer)
+        else:
+            what = "the server closed the connection before the answer was complete"
+            self._done.set_exception(ConnectionResetError(str(error) if error else what))
 
-    def send(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+    def fail(self, error: ConnectionError) -> None:
+        """End the exchange under way."""
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error)
 
     def close(self) -> None:
         self.is_lost = True
         if self._transport is not None:
             self._transport.abort()
 
-    async def arrived(self) -> list[tuple[float, bytes]]:
-        """Return what has come since the last call, waiting for something.
+    def _read(self, answer: RawAnswer) -> None:
+        framing = answer.framing
+        data = b"".join(self._unread)
+        self._unread.clear()
+        try:
+            framing.feed(data)
+        except Malformed as error:
+            if self._done is not None and not self._done.done():
+                self._done.set_exception(error)
+            return
+        self._may_skip = framing.kind in ("chunked", "close")
+        if framing.is_complete:
+            self._finish(answer)
 
-        Raises:
-            ConnectionResetError: the other side has closed, and everything was handed over.
-        """
-        while not self._arrived:
-            if self.is_lost:
-                raise ConnectionResetError("the server closed the connection before the answer was complete")
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        taken, self._arrived = self._arrived, []
-        return taken
+    def _read_leftovers(self, answer: RawAnswer) -> None:
+        """Keep what has come of an answer that will not be complete."""
+        with contextlib.suppress(Malformed):  # it has failed already
+            answer.framing.feed(b"".join(self._unread))
+        self._unread = []
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-class _AnswerReader:
-    """Takes HTTP's framing off one answer."""
-
-    def __init__(self, wire: _Wire, answer: RawAnswer) -> None:
-        self._wire, self._answer = wire, answer
-        self._buffer = bytearray()
-        self._when = 0.0
-        self.closes = False  # the server will not take another request on this connection
-
-    async def read(self) -> None:
-        """Read the whole answer into `answer`."""
-        headers = await self._head()
-        while self._answer.status == 100:
-            headers = await self._head()
-        self.closes = headers.get("connection", "").lower() == "close"
-        if "chunked" in headers.get("transfer-encoding", "").lower():
-            await self._chunks()
-        elif "content-length" in headers:
-            await self._body(_number(headers["content-length"], 10))
-        else:
-            self.closes = True
-            await self._until_closed()
-        self._answer.ended = self._when
-
-    async def _head(self) -> dict[str, str]:
-        lines = (await self._until(b"\r\n\r\n", limit=65_536)).decode("latin-1").split("\r\n")
-        words = lines[0].split(" ", 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1."):
-            raise _Malformed(f"not an HTTP answer: {lines[0][:80]!r}")
-        self._answer.status = _number(words[1], 10)
-        pairs = (line.partition(":") for line in lines[1:])
-        return {name.strip().lower(): value.strip() for name, _, value in pairs}
-
-    async def _chunks(self) -> None:
-        while size := _number((await self._until(b"\r\n", limit=1024)).split(b";")[0].decode("latin-1"), 16):
-            await self._body(size)
-            if await self._until(b"\r\n", limit=2):
-                raise _Malformed("a chunk is longer than it says")
-        while await self._until(b"\r\n", limit=65_536):
-            pass  # trailers
-
-    async def _body(self, num_bytes: int) -> None:
-        while num_bytes:
-            if not self._buffer:
-                await self._more()
-            piece = bytes(self._buffer[:num_bytes])
-            del self._buffer[:num_bytes]
-            num_bytes -= len(piece)
-            self._answer.pieces.append((self._when, piece))
-
-    async def _until_closed(self) -> None:
-        with contextlib.suppress(ConnectionResetError):
-            while True:
-                if self._buffer:
-                    self._answer.pieces.append((self._when, bytes(self._buffer)))
-                    self._buffer.clear()
-                await self._more()
-
-    async def _until(self, mark: bytes, *, limit: int) -> bytes:
-        """Return what comes before a mark, and drop both."""
-        while (at := self._buffer.find(mark)) < 0:
-            if len(self._buffer) > limit + len(mark):
-                raise _Malformed(f"{len(self._buffer)} bytes without the end of a line")
-            await self._more()
-        if at > limit:
-            raise _Malformed("a line is too long")
-        found = bytes(self._buffer[:at])
-        del self._buffer[: at + len(mark)]
-        return found
-
-    async def _more(self) -> None:
-        for when, data in await self._wire.arrived():
-            self._when = when
-            self._buffer += data
-
-
-def _number(text: str, base: int) -> int:
-    try:
-        number = int(text.strip(), base)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise _Malformed(f"not a number in HTTP's framing: {text[:40]!r}")
-    return number
+    def _finish(self, answer: RawAnswer) -> None:
+        answer.ended = self._times[-1]
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)

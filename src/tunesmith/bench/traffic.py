@@ -1,12 +1,13 @@
-"""What is sent: prompts from rows, in an order that the seed fixes."""
+"""What is sent, and when: prompts from rows in an order that the seed fixes, as requests of either endpoint."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from tunesmith.errors import BenchError
 from tunesmith.recipe.schema import Recipe, Source
@@ -25,6 +26,56 @@ class Prompt:
     name: str
     messages: tuple[dict[str, Any], ...]  # as the API wants them
     tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it goes over the wire."""
+
+    PATHS: ClassVar[dict[str, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+
+    name: str
+    path: str
+    body: bytes
+    due_seconds: float = 0.0  # since the level began; in an open loop only
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What every request asks for."""
+
+    model: str
+    max_tokens: int
+    api: Literal["chat", "completions"] = "chat"
+
+    def request(self, prompt: Prompt, due_seconds: float = 0.0) -> Request:
+        """Return the request of a prompt: greedy, streamed, with the server's count of tokens at the end."""
+        document: dict[str, Any] = {"model": self.model}
+        if self.api == "chat":
+            document["messages"] = list(prompt.messages)
+        else:
+            document["prompt"] = "\n\n".join(str(message.get("content") or "") for message in prompt.messages)
+        document |= {
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if prompt.tools and self.api == "chat":
+            document["tools"] = list(prompt.tools)
+        body = json.dumps(document, ensure_ascii=False).encode(errors="replace")
+        return Request(prompt.name, Request.PATHS[self.api], body, due_seconds)
+
+
+def moments(rate: float, count: int, arrivals: Literal["poisson", "constant"], *, seed: int) -> list[float]:
+    """Return when each of `count` requests is due, in seconds: on average `rate` per second.
+
+    Poisson arrivals have independent, exponentially distributed gaps, as requests of many unrelated users do.
+    """
+    if arrivals == "constant":
+        return [index / rate for index in range(count)]
+    generator = random.Random(seed)
+    return list(itertools.accumulate(generator.expovariate(rate) for _ in range(count)))
 
 
 def conversations_of(recipe: Recipe) -> list[tuple[str, Conversation]]:

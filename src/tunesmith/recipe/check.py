@@ -152,13 +152,16 @@ def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
     if evaluate and evaluate.function_calls and not evaluate.function_calls.files:
         at: KeyPath = ("evaluate", "function_calls", "files")
         yield Misfit(at, "`evaluate.function_calls.files` is empty", "name at least one file")
-    if recipe.bench and not recipe.bench.concurrency:
-        yield Misfit(("bench", "concurrency"), "`bench.concurrency` is empty", "e.g. [16, 32]")
+    if recipe.bench and not recipe.bench.concurrency and not recipe.bench.rates:
+        what = "`bench.concurrency` is empty, and there are no `bench.rates`"
+        yield Misfit(("bench", "concurrency"), what, "e.g. [16, 32]")
 
 
-def concurrency_levels_differ(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.bench and len(set(recipe.bench.concurrency)) < len(recipe.bench.concurrency):
-        yield Misfit(("bench", "concurrency"), "`bench.concurrency` names a level twice", "remove the repetition")
+def levels_of_load_differ(recipe: Recipe) -> Iterator[Misfit]:
+    for key in ("concurrency", "rates"):
+        levels = getattr(recipe.bench, key) if recipe.bench else ()
+        if len({f"{level:g}" for level in levels}) < len(levels):
+            yield Misfit(("bench", key), f"`bench.{key}` names a level twice", "remove the repetition")
 
 
 def load_test_reaches_its_level(recipe: Recipe) -> Iterator[Misfit]:
@@ -233,7 +236,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     merged_weights_keep_full_precision,
     evaluation_has_a_task,
     lists_are_not_empty,
-    concurrency_levels_differ,
+    levels_of_load_differ,
     load_test_reaches_its_level,
     gate_rules_can_be_read,
     publish_has_a_target,

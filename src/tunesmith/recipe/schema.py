@@ -264,22 +264,34 @@ class Evaluate:
 
 @section
 class Targets:
-    """Limits that each concurrency level is held against; a miss is reported, and fails only through `gate`."""
+    """Limits that each level is held against; a miss is reported, and fails only through `gate`.
+
+    The three latencies also decide which single requests are good: answered, and within every limit given.
+    """
 
     ttft_p95_ms: PositiveFloat | None = None
     """Time to first token, 95th percentile, at most."""
     e2e_p95_ms: PositiveFloat | None = None
     """Whole answer, 95th percentile, at most."""
+    tpot_p95_ms: PositiveFloat | None = None
+    """Time per further output token, 95th percentile, at most."""
     output_tokens_per_second: PositiveFloat | None = None
     """Tokens made per second over all requests, at least."""
+    good_fraction: Fraction | None = None
+    """Share of good requests, at least. Failed requests are not good."""
 
 
 @section
 class Bench:
-    """A load test of the tuned model: requests at fixed concurrency, timed token by token."""
+    """A load test of the tuned model, timed token by token. Each level of load is measured by itself."""
 
     concurrency: tuple[PositiveInt, ...] = (16, 32)
-    """Concurrency levels, each measured by itself."""
+    """Closed loop: so many requests are kept in flight. Levels `c16`, `c32`; `[]` for none."""
+    rates: tuple[PositiveFloat, ...] = ()
+    """Open loop: so many requests are sent per second, whether or not the server keeps up; every latency counts from the
+    moment a request was due. Levels `r4`, `r0.5`."""
+    arrivals: Literal["poisson", "constant"] = "poisson"
+    """How requests of an open loop are spread over time."""
     num_requests: PositiveInt = 100
     """Requests per level."""
     num_warmup_requests: NonNegativeInt = 2
@@ -287,7 +299,15 @@ class Bench:
     prompts: tuple[str, ...] = ()
     """Files or globs whose rows give the prompts; empty means the validation or training rows."""
     max_tokens: PositiveInt = 200
-    """Tokens asked for per answer."""
+    """Longest answer in tokens."""
+    api: Literal["chat", "completions"] = "chat"
+    """Which of the two endpoints is asked; `completions` sends bare text, without a chat template."""
+    request_timeout_seconds: PositiveFloat = 600.0
+    """A request without a complete answer after this long has failed."""
+    stall_timeout_seconds: PositiveFloat = 120.0
+    """An answer that has begun and then stays silent this long has failed."""
+    level_timeout_seconds: PositiveFloat = 3600.0
+    """A level ends after this long, whatever is missing; it then fails its targets."""
     targets: Targets = field(default_factory=Targets)
 
 

@@ -181,7 +181,7 @@ def speed(found: Findings) -> Context | None:
     speeds = found.speeds
     if not speeds or not speeds.levels:
         return None
-    levels = sorted(speeds.levels.items(), key=lambda item: item[1].get("concurrency") or 0)
+    levels = sorted(speeds.levels.items(), key=_load)
     times = request_times(found.run_dir, speeds)
     limits = {str(target.get("target")): _number(target.get("limit")) for target in speeds.targets}
     figures = [
@@ -229,7 +229,17 @@ def _throughput(levels: Iterable[tuple[str, dict[str, Any]]], target: float | No
 
 
 def _level_name(key: str, level: dict[str, Any]) -> str:
-    return f"{level['concurrency']} at once" if _is_number(level.get("concurrency")) else key
+    if _is_number(level.get("concurrency")):
+        return f"{level['concurrency']} at once"
+    return f"{level['rate']:g} per second" if _is_number(level.get("rate")) else key
+
+
+def _load(item: tuple[str, dict[str, Any]]) -> tuple[int, float]:
+    """Sort closed loops by concurrency, then open ones by rate, then a trace."""
+    concurrency, rate = item[1].get("concurrency"), item[1].get("rate")
+    if _is_number(concurrency):
+        return 0, float(concurrency or 0)
+    return (1, float(rate or 0)) if _is_number(rate) else (2, 0.0)
 
 
 def _targets(speeds: Speeds) -> list[Context]:
@@ -237,7 +247,9 @@ def _targets(speeds: Speeds) -> list[Context]:
     names = {
         "ttft_p95_ms": ("First token p95", "≤", wording.milliseconds),
         "e2e_p95_ms": ("Answer p95", "≤", wording.milliseconds),
+        "tpot_p95_ms": ("Per token p95", "≤", wording.milliseconds),
         "output_tokens_per_second": ("Tokens/s", "≥", wording.number),
+        "good_fraction": ("Good requests", "≥", wording.share),
     }
     rows: dict[str, Context] = {}
     for target in speeds.targets:

@@ -72,6 +72,11 @@ def score(value: Any, maximum: float, *, is_share: bool) -> str:
     return f"{value:.1f}" if maximum >= 10 else f"{value:.3f}"
 
 
+def share(value: Any) -> str:
+    """Return a fraction of one in per cent."""
+    return score(value, 1.0, is_share=True)
+
+
 def difference(value: Any, maximum: float, *, is_share: bool) -> str:
     """Return a signed difference: shares in percentage points."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):

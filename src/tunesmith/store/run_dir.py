@@ -117,6 +117,11 @@ class RunDir:
         return self.stage("bench") / "requests.jsonl"
 
     @property
+    def partial_speeds(self) -> Path:
+        """What a load test had measured when a signal stopped it."""
+        return self.stage("bench") / "partial.json"
+
+    @property
     def report_page(self) -> Path:
         return self.stage("report") / "report.html"
 

@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from tunesmith.bench.client import LevelRun, Timing
+from tunesmith.bench.client import LevelRun
+from tunesmith.bench.stream import Timing
 from tunesmith.bench.summary import judge, percentile, summarise
 from tunesmith.recipe.schema import Targets
 
@@ -21,7 +22,7 @@ def test_percentiles_are_numpys(count: int) -> None:
 
 
 def test_a_level_where_nothing_was_answered_has_no_times() -> None:
-    summary = summarise(LevelRun(2, [Timing("a:1", 0.0, failure="timeout")], wall_seconds=1.0))
+    summary = summarise(LevelRun(2, timings=[Timing("a:1", 0.0, failure="timeout")], wall_seconds=1.0))
     assert summary["num_failed"] == summary["failed_timeout"] == summary["num_requests"] == 1
     assert summary["ttft_p95_ms"] is None and summary["e2e_mean_ms"] is None
     assert summary["output_tokens_per_second"] == 0
@@ -42,3 +43,26 @@ def test_targets_are_judged_per_level() -> None:
         ("output_tokens_per_second", "c8"): True,
     }
     assert judge(Targets(), levels) == []  # type: ignore[arg-type]
+
+
+def answered(ttft: float, e2e: float, tpot: float | None = 0.01) -> Timing:
+    return Timing("a:1", 0.0, ttft=ttft, e2e=e2e, tpot=tpot, num_output_tokens=10, num_events=10)
+
+
+def test_goodput_counts_failed_requests_as_not_good() -> None:
+    timings = [answered(0.1, 1.0), answered(0.1, 3.0), answered(0.9, 1.0), answered(0.1, 1.0, tpot=None)]
+    timings += [answered(0.1, 1.0, tpot=0.2), Timing("a:1", 0.0, failure="stall")]
+    run = LevelRun(2, timings=timings, wall_seconds=2.0)
+    summary = summarise(run, Targets(ttft_p95_ms=500.0, e2e_p95_ms=2000.0, tpot_p95_ms=100.0))
+    assert summary["num_good"] == 2 and summary["good_requests_per_second"] == 1
+    assert summary["good_fraction"] == pytest.approx(2 / 6, abs=1e-4)
+    assert summary["failed_fraction"] == pytest.approx(1 / 6, abs=1e-4)
+    assert summarise(run)["num_good"] == 5, "without targets every answer is good"
+    (verdict,) = judge(Targets(good_fraction=0.5), {"c2": summary})
+    assert verdict["passed"] is False
+
+
+def test_a_level_that_ended_early_passes_nothing() -> None:
+    run = LevelRun(2, timings=[answered(0.1, 1.0)], wall_seconds=1.0, num_unfinished=1, ended_by="limit")
+    (verdict,) = judge(Targets(ttft_p95_ms=500.0), {"c2": summarise(run)})
+    assert verdict["value"] == 100 and verdict["passed"] is False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from tunesmith.bench.http import Address
-from tunesmith.bench.traffic import choose, conversations_of, question_of
+from tunesmith.bench.traffic import choose, conversations_of, moments, question_of
 from tunesmith.errors import BenchError, UsageError
 from tunesmith.recipe.schema import Bench, Data, Model, Recipe, Source
 from tunesmith.rows.conversation import Conversation
@@ -85,3 +87,21 @@ def test_addresses() -> None:
     for url in ("h:80", "ftp://h", "http://", ""):
         with pytest.raises(UsageError):
             Address.of(url)
+
+
+def test_moments_of_an_open_loop() -> None:
+    assert moments(4.0, 5, "constant", seed=0) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    drawn = moments(50.0, 20_000, "poisson", seed=1)
+    assert drawn == moments(50.0, 20_000, "poisson", seed=1) != moments(50.0, 20_000, "poisson", seed=2)
+    gaps = [later - earlier for earlier, later in itertools.pairwise([0.0, *drawn])]
+    mean = sum(gaps) / len(gaps)
+    deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    assert mean == pytest.approx(0.02, rel=0.03) and deviation == pytest.approx(mean, rel=0.05)
+    longer = sum(gap > 0.04 for gap in gaps) / len(gaps)
+    assert longer == pytest.approx(math.exp(-2), rel=0.05), "gaps are exponential"
+
+
+@pytest.mark.parametrize("url", ["h:81", "ftp://h", "http://", "http://h:port", "http://[::1", ""])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UsageError, match="not an http"):
+        Address.of(url)
