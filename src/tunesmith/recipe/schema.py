@@ -288,8 +288,8 @@ class Bench:
     concurrency: tuple[PositiveInt, ...] = (16, 32)
     """Closed loop: so many requests are kept in flight. Levels `c16`, `c32`; `[]` for none."""
     rates: tuple[PositiveFloat, ...] = ()
-    """Open loop: so many requests are sent per second, whether or not the server keeps up; every latency counts from the
-    moment a request was due. Levels `r4`, `r0.5`."""
+    """Open loop: so many requests are sent per second, whether or not the server keeps up, and every latency counts
+    from the moment a request was due. Levels `r4`, `r0.5`."""
     arrivals: Literal["poisson", "constant"] = "poisson"
     """How requests of an open loop are spread over time."""
     num_requests: PositiveInt = 100
