@@ -33,6 +33,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": _SIZES
     | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2}
     | {"num_hidden_layers": 4},
+    # Scores that are squashed, and a sink per head: attention written out.
+    "gemma2": _SIZES | {"sliding_window": 7, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
+    "gpt_oss": _SIZES
+    | {"sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2}
+    | {"rope_scaling": None, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "gpt2": {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 512},
 }
 

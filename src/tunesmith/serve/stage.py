@@ -97,7 +97,6 @@ def served_model(recipe: Recipe, run_dir: RunDir, which: Which) -> ServedModel:
         dtype=recipe.model.dtype,
         max_model_len=length,
         chat_template=expand(recipe.data.chat_template),
-        attn_implementation=recipe.model.attn_implementation,
         trust_remote_code=recipe.model.trust_remote_code,
         gpu_memory_utilization=recipe.serve.gpu_memory_utilization,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.fakes.tiny_checkpoint import FAMILIES, make_checkpoint
 from tunesmith.serve.embedded.batch import Batch, Delivery, Limits
@@ -29,7 +31,7 @@ class Run:
         self.outputs: dict[Answer, list[Output]] = {}
         self.most_rows = 0
         self._changed = threading.Condition()
-        self.batch = Batch(checkpoint.model, checkpoint.num_layers, limits or Limits(), self._deliver)
+        self.batch = Batch(checkpoint.model, limits or Limits(), self._deliver)
 
     def answer(self, prompt: list[int], **sampling: object) -> Answer:
         answer = Answer(prompt, Sampling(**sampling), self.checkpoint.eos_ids, self.checkpoint.decode_visible)  # type: ignore[arg-type]
@@ -59,10 +61,21 @@ def prompts_of(count: int, seed: int = 1) -> list[list[int]]:
     return [[generator.randrange(256) for _ in range(generator.randint(1, 60))] for _ in range(count)]
 
 
+def own_model(checkpoint: Checkpoint) -> Any:
+    """Return the checkpoint as transformers runs it."""
+    path = checkpoint.model.config.name_or_path
+    if path not in _MODELS:
+        _MODELS[path] = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return _MODELS[path]
+
+
+_MODELS: dict[str, Any] = {}
+
+
 def reference(checkpoint: Checkpoint, prompt: list[int], num_tokens: int) -> list[int]:
     """Return transformers' own greedy answer."""
     ids = torch.tensor([prompt])
-    made = checkpoint.model.generate(
+    made = own_model(checkpoint).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
@@ -92,7 +105,7 @@ def test_greedy_equals_generate_for_sixteen_at_once(checkpoints: dict[str, Check
 
 def test_a_small_cache_makes_answers_wait_and_changes_nothing(checkpoints: dict[str, Checkpoint]) -> None:
     checkpoint = checkpoints["llama"]
-    run = Run(checkpoint, Limits(max_rows=4, max_cells=300, prefill_tokens=70))
+    run = Run(checkpoint, Limits(max_rows=4, max_cells=300, step_tokens=20, idle_step_tokens=70))
     answers = [run.answer(p, max_tokens=20, temperature=0.0) for p in prompts_of(9)]
     run.batch.submit(answers)
     run.wait_for(answers)
@@ -147,7 +160,7 @@ def test_logprobs_are_those_of_the_model(checkpoints: dict[str, Checkpoint]) -> 
     found = [token for output in run.outputs[wanted] for token in output.logprobs]
     ids = wanted.prompt + wanted.generated
     with torch.inference_mode():
-        expected = checkpoint.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = own_model(checkpoint)(torch.tensor([ids])).logits[0].log_softmax(-1)
     assert [token.token_id for token in found] == ids
     assert found[0].logprob is None
     for t, token in enumerate(found[1:]):

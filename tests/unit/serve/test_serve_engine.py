@@ -35,7 +35,7 @@ def with_template(checkpoint: Path, tmp_path: Path, template: str | None, archit
 
 
 def test_embedded(checkpoint: Path) -> None:
-    model = ServedModel(checkpoint, "n", "float32", 99, "chatml", "eager", trust_remote_code=True)
+    model = ServedModel(checkpoint, "n", "float32", 99, "chatml", trust_remote_code=True)
     command = Embedded().command(model, "127.0.0.1", 81)
     assert command[1:3] == ["-m", "tunesmith.serve.embedded"]
     expected = {
@@ -46,16 +46,10 @@ def test_embedded(checkpoint: Path) -> None:
         "--dtype": "float32",
         "--max-model-len": "99",
         "--chat-template": "chatml",
-        "--attn-implementation": "eager",
     }
     assert {name: option(command, name) for name in expected} == expected
     assert "--trust-remote-code" in command
     assert engine_named("embedded").name == "embedded" and engine_named("vllm").name == "vllm"
-
-
-def test_embedded_serves_what_was_trained_on_packed_rows(checkpoint: Path) -> None:
-    model = ServedModel(checkpoint, "n", "float32", 99, attn_implementation="varlen")
-    assert option(Embedded().command(model, "127.0.0.1", 81), "--attn-implementation") == "sdpa"
 
 
 def test_vllm(checkpoint: Path) -> None:

@@ -29,7 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-model-len", type=int, help="longest prompt plus answer in tokens")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
-    parser.add_argument("--attn-implementation", default="sdpa")
     parser.add_argument("--chat-template", default="model", help="`model`, a name, or a Jinja file")
     parser.add_argument("--trust-remote-code", action="store_true")
     parser.add_argument("--max-num-seqs", type=int, default=32, help="answers generated at once; more wait")
@@ -54,7 +53,6 @@ def _serve(args: argparse.Namespace) -> int:
         raise missing_extra(error.name or "torch", "serve", needed_for="the embedded server") from None
     options = LoadOptions(
         dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
         chat_template=args.chat_template,
         max_model_len=args.max_model_len,
@@ -62,10 +60,12 @@ def _serve(args: argparse.Namespace) -> int:
         kv_cache_gib=args.kv_cache_gib,
     )
     checkpoint = load(args.model, options)
+    limits = checkpoint.limits
     name = args.served_model_name or args.model.resolve().name
     print(
         f"serving {name} ({checkpoint.model.config.model_type}, {checkpoint.model.dtype}, {checkpoint.model.device}, "
-        f"{checkpoint.max_model_len} tokens) on http://{args.host}:{listener.getsockname()[1]} "
+        f"up to {checkpoint.max_model_len} tokens, {limits.max_rows} answers at once, keys and values up to "
+        f"{limits.max_cells * limits.cell_bytes / 2**30:.1f} GiB) on http://{args.host}:{listener.getsockname()[1]} "
         f"after {time.monotonic() - started:.1f} s",
         file=sys.stderr,
         flush=True,

@@ -29,7 +29,7 @@ class Desk:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._loop = asyncio.get_running_loop()
         self._inboxes: dict[Answer, asyncio.Queue[tuple[Answer, Output]]] = {}
-        self.batch = Batch(checkpoint.model, checkpoint.num_layers, checkpoint.limits, self._deliver)
+        self.batch = Batch(checkpoint.model, checkpoint.limits, self._deliver)
 
     async def outputs(self, answers: list[Answer]) -> AsyncIterator[list[tuple[int, Output]]]:
         """Yield what the answers gain, by their index, until all are done; give up the rest when closed early."""

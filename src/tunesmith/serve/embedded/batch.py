@@ -1,10 +1,12 @@
-"""Continuous batching: one thread owns the model; answers join and leave the batch between two steps.
+"""Continuous batching: one thread owns the model; answers join and leave between two steps.
 
-A step continues every row by one token. Newcomers are first run over their prompts together, left-padded, then join, in
-the order in which they came. The batch's keys and values are bounded: an answer that could outgrow the bound waits
-until rows have left.
+A step gives every row that is being answered one token, and reads on in the prompts of those that are not there yet, up
+to a bounded number of tokens: a long prompt never makes the others wait long. Keys and values are bounded, too: when
+rows outgrow them, the newest one gives up its slot and is read again later; it goes on where it was.
 
-Shapes: R rows, T tokens of a prompt, C columns of the cache, V vocabulary.
+Requests take turns in the queue, so that one with a hundred prompts does not keep out one with a single one.
+
+Shapes: R rows, T tokens of a step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,57 +14,93 @@ from __future__ import annotations
 import collections
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
 
-from tunesmith.serve.embedded.cache import RowCache
-from tunesmith.serve.embedded.sampling import Chooser, logprob_of
+from tunesmith.serve.embedded.sampling import choose, logprobs_of
 from tunesmith.serve.embedded.sequence import Answer, Output, TokenLogprob
+from tunesmith.serve.embedded.slots import Slots, Step
 
 Delivery = list[tuple[Answer, Output]]
+_SHORTEST_SHARED_PREFIX = 8  # below, copying costs as much as computing
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is worked on at once."""
+    """How much is worked on at once.
+
+    Attributes:
+        max_rows: answers under way.
+        max_cells: rows × columns that keys and values may come to.
+        cell_bytes: what one of these takes, for telling.
+        step_tokens: tokens of a step while somebody waits for their next one. A CPU's products are near their full
+            speed from here on, and a step stays short.
+        idle_step_tokens: tokens of a step while nobody does.
+    """
 
     max_rows: int = 32
-    max_cells: int = 1 << 20  # rows × columns that the cache may come to
-    prefill_tokens: int = 4096  # padded prompt tokens per pass, so that running rows never wait long
+    max_cells: int = 1 << 20
+    cell_bytes: int = 0
+    step_tokens: int = 128
+    idle_step_tokens: int = 512
+
+
+@dataclass(eq=False)
+class _Row:
+    """An answer in a slot. Those of its tokens that are in the slot's columns count as read."""
+
+    answer: Answer
+    num_read: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def wants_prompt(self) -> bool:
+        return self.answer.sampling.prompt_logprobs and not self.answer.generated
+
+    @property
+    def num_unread(self) -> int:
+        return self.answer.num_tokens - self.num_read
+
+    def unread(self, count: int) -> list[int]:
+        answer, begin = self.answer, self.num_read
+        num_prompt = len(answer.prompt)
+        if begin >= num_prompt:
+            return answer.generated[begin - num_prompt : begin - num_prompt + count]
+        return (answer.prompt[begin : begin + count] + answer.generated)[:count]
 
 
 class Batch:
     """Generates answers in a thread of its own.
 
     Args:
-        model: a causal language model in evaluation mode.
-        num_layers: its attention layers.
+        model: a causal language model in evaluation mode, with the attention of `attention`.
         limits: bounds of the batch.
         deliver: called in the thread, once per step, with what each answer gained.
     """
 
-    def __init__(self, model: Any, num_layers: int, limits: Limits, deliver: Callable[[Delivery], None]) -> None:
-        self._model, self._num_layers, self._limits, self._deliver = model, num_layers, limits, deliver
-        self._device = model.device
+    def __init__(self, model: Any, limits: Limits, deliver: Callable[[Delivery], None]) -> None:
+        self._model, self._limits, self._deliver = model, limits, deliver
         self._wake = threading.Condition()
-        self._waiting: collections.deque[Answer] = collections.deque()
+        self._waiting: collections.deque[collections.deque[Answer]] = collections.deque()
         self._closing = False
-        self._rows: list[Answer] = []
-        self._cache: RowCache | None = None
-        self._chooser = Chooser()
+        # In the order of their slots: first those with one token to read, then those whose prompts are being read.
+        self._rows: list[_Row] = []
+        self._slots = Slots(limits.max_rows, limits.max_cells)
+        self._held = [list[int]() for _ in range(limits.max_rows)]  # the tokens in each slot, in use or not
         self._thread = threading.Thread(target=self._work, name="batch", daemon=True)
         self._thread.start()
 
     def submit(self, answers: list[Answer]) -> None:
-        """Queue answers; their tokens come through `deliver`."""
+        """Queue the answers of one request; their tokens come through `deliver`."""
         with self._wake:
-            self._waiting.extend(answers)
+            self._waiting.append(collections.deque(answers))
             self._wake.notify()
 
     def cancel(self, answer: Answer) -> None:
-        """Give up an answer; its row is free before the next step."""
+        """Give up an answer; its slot is free before the next step."""
         answer.cancelled = True
 
     def close(self) -> None:
@@ -75,151 +113,193 @@ class Batch:
     @property
     def load(self) -> tuple[int, int]:
         """Return how many answers are running and how many wait."""
-        return len(self._rows), len(self._waiting)
+        return len(self._rows), sum(len(answers) for answers in list(self._waiting))
 
     def _work(self) -> None:
         with torch.inference_mode():
-            while (newcomers := self._next_newcomers()) is not None:
+            while self._wait():
                 try:
-                    self._turn(newcomers)
+                    self._drop([row for row in self._rows if row.answer.cancelled])
+                    self._admit()
+                    if self._rows:
+                        self._step()
                 except Exception as error:  # noqa: BLE001 - out of memory, a model's bug: answers fail, the server lives
-                    self._fail(newcomers, error)
+                    self._fail(error)
 
-    def _turn(self, newcomers: list[Answer]) -> None:
-        self._drop([row for row in self._rows if row.cancelled])
-        if newcomers:
-            self._prefill(newcomers)
-        elif self._rows:
-            self._step()
-
-    def _next_newcomers(self) -> list[Answer] | None:
-        """Wait for work; return who joins now (possibly nobody), or None when it is time to end."""
+    def _wait(self) -> bool:
+        """Return once there is work: False when it is time to end."""
         with self._wake:
             while not (self._closing or self._waiting or self._rows):
                 self._wake.wait()
-            if self._closing:
-                return None
-            return self._admissible()
+            return not self._closing
 
-    def _admissible(self) -> list[Answer]:
-        """Take from the queue, in order, as many as fit beside the running rows."""
-        taken: list[Answer] = []
-        most = max((row.most_tokens for row in self._rows), default=0)
-        longest = 0
-        while self._waiting and len(self._rows) + len(taken) < self._limits.max_rows:
-            answer = self._waiting[0]
-            if answer.cancelled:
-                self._waiting.popleft()
-                continue
-            most, longest = max(most, answer.most_tokens), max(longest, len(answer.prompt))
-            cells = most * (len(self._rows) + len(taken) + 1)
-            is_first = not self._rows and not taken
-            if not is_first and cells > self._limits.max_cells:
-                break
-            if taken and longest * (len(taken) + 1) > self._limits.prefill_tokens:
-                break
-            # Logits of a whole prompt are large: one prompt at a time.
-            if taken and (answer.sampling.prompt_logprobs or taken[0].sampling.prompt_logprobs):
-                break
-            taken.append(self._waiting.popleft())
-        return taken
+    def _admit(self) -> None:
+        """Give slots to waiting answers, one of each request in turn, as long as there is room."""
+        while len(self._rows) < self._limits.max_rows:
+            with self._wake:
+                answer = self._next_waiting()
+                if answer is None or not (self._has_room(len(self._rows) + 1, answer.num_tokens + 1) or not self._rows):
+                    return
+                queue = self._waiting.popleft()
+                self._waiting.append(queue)
+                queue.popleft()
+            self._rows.append(_Row(answer))
+            self._rows[-1].num_read = self._reuse(self._rows[-1])
 
-    def _prefill(self, newcomers: list[Answer]) -> None:
-        """Run the prompts, choose each first token, and let the rows join."""
-        lengths = [len(answer.prompt) for answer in newcomers]
-        longest = max(lengths)
-        ids_RT = torch.zeros((len(newcomers), longest), dtype=torch.long)
-        for row, answer in enumerate(newcomers):
-            ids_RT[row, longest - lengths[row] :] = torch.tensor(answer.prompt)
-        mask_RT = torch.arange(longest)[None] >= longest - torch.tensor(lengths)[:, None]
-        positions_RT = (mask_RT.long().cumsum(dim=-1) - 1).clamp(min=0)
-        wants_prompt = any(answer.sampling.prompt_logprobs for answer in newcomers)
-        cache = RowCache(self._num_layers, len(newcomers))
-        logits_RTV = self._forward(ids_RT, mask_RT, positions_RT, cache, keep=0 if wants_prompt else 1)
-        cache.advance(longest)
-        for row, answer in enumerate(newcomers):
-            if answer.sampling.prompt_logprobs:
-                answer.add_prompt_logprobs(_prompt_logprobs(answer, logits_RTV[row, longest - lengths[row] :]))
-        if self._cache is None:
-            self._cache = cache
-        else:
-            self._cache.join(cache)
-        self._rows += newcomers
-        self._take(newcomers, logits_RTV[:, -1])
+    def _next_waiting(self) -> Answer | None:
+        """Return the answer whose turn it is, and leave it in the queue."""
+        while self._waiting:
+            queue = self._waiting[0]
+            while queue and queue[0].cancelled:
+                queue.popleft()
+            if queue:
+                return queue[0]
+            self._waiting.popleft()
+        return None
+
+    def _has_room(self, num_rows: int, num_columns: int) -> bool:
+        """Make room for so many rows, one of which has that many tokens; False when it is out of bounds."""
+        longest = max([num_columns, *(row.answer.num_tokens for row in self._rows)])
+        before = (self._slots.num_slots, self._slots.num_columns)
+        has_room = self._slots.make_room(num_rows, longest)
+        if before != (self._slots.num_slots, self._slots.num_columns):
+            for slot, ids in enumerate(self._held):
+                self._held[slot] = ids[: self._slots.num_columns] if slot < self._slots.num_slots else []
+        return has_room
+
+    def _reuse(self, row: _Row) -> int:
+        """Copy what any slot holds of a newcomer's beginning into its own, the last one; return how many tokens."""
+        target = len(self._rows) - 1
+        ids = row.answer.prompt + row.answer.generated
+        shared, source = max((_num_shared(ids, held), slot == target, slot) for slot, held in enumerate(self._held))[
+            ::2
+        ]
+        shared = min(shared, len(ids) - 1)
+        if shared < _SHORTEST_SHARED_PREFIX or row.wants_prompt:  # the latter wants every position's logits
+            shared = 0
+        elif source != target:
+            self._slots.copy(source, target, shared)
+        self._held[target] = ids[:shared]
+        return shared
 
     def _step(self) -> None:
-        """Continue every row by one token."""
-        assert self._cache is not None
-        lengths = torch.tensor([row.num_tokens for row in self._rows])
-        num_columns = self._cache.num_columns + 1
-        ids_R1 = torch.tensor([[row.generated[-1]] for row in self._rows])
-        mask_RC = torch.arange(num_columns)[None] >= num_columns - lengths[:, None]
-        self._cache.reserve(1)
-        logits_RTV = self._forward(ids_R1, mask_RC, lengths[:, None] - 1, self._cache, keep=1)
-        self._cache.advance(1)
-        self._take(self._rows, logits_RTV[:, -1])
+        """Read the next tokens, choose those that follow, hand them over, and let the finished answers leave."""
+        while not self._has_room(len(self._rows), 0):
+            self._give_up_newest()
+        single = self._num_single
+        budget = self._limits.step_tokens if single else self._limits.idle_step_tokens
+        counts = [1] * single
+        for row in self._rows[single:]:
+            counts.append(min(row.num_unread, budget - sum(counts)))
+            if counts[-1] <= 0:
+                counts.pop()
+                break
+        rows = self._rows[: len(counts)]
+        logits = self._forward(rows, counts, single)
+        for slot, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            self._held[slot] += row.unread(count)
+            row.num_read += count
+        ready = [i for i, row in enumerate(rows) if not row.num_unread]
+        if ready:
+            self._take([rows[i] for i in ready], logits if len(ready) == len(rows) else logits[ready])
 
-    def _forward(
-        self, ids_RT: torch.Tensor, mask_RC: torch.Tensor, positions_RT: torch.Tensor, cache: RowCache, *, keep: int
-    ) -> torch.Tensor:
-        has_padding = not bool(mask_RC.all())
-        result: torch.Tensor = self._model(
-            input_ids=ids_RT.to(self._device),
-            # Without padding the model may use a faster kernel.
-            attention_mask=mask_RC.to(self._device) if has_padding else None,
-            position_ids=positions_RT.to(self._device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
-        return result
+    @property
+    def _num_single(self) -> int:
+        """How many rows, from the first on, have no more than one token to read."""
+        return sum(1 for _ in takewhile(lambda row: row.num_unread <= 1, self._rows))
 
-    def _take(self, answers: list[Answer], logits_RV: torch.Tensor) -> None:
-        """Choose a token for each of the answers, hand the text over, and let the finished ones leave."""
-        chosen = self._chooser.choose(logits_RV, answers)
+    def _give_up_newest(self) -> None:
+        if len(self._rows) == 1:
+            raise MemoryError("keys and values of one answer are beyond the bound of the cache")
+        answer = self._rows.pop().answer
+        with self._wake:
+            self._waiting.appendleft(collections.deque([answer]))
+
+    def _forward(self, rows: list[_Row], counts: list[int], single: int) -> torch.Tensor:
+        """Read each row's next tokens; return the logits (R, V) behind the last one of each."""
+        ids = [token_id for row, count in zip(rows, counts, strict=True) for token_id in row.unread(count)]
+        positions = [
+            at for row, count in zip(rows, counts, strict=True) for at in range(row.num_read, row.num_read + count)
+        ]
+        keep, lasts, end = list[int](), list[int](), 0
+        for row, count in zip(rows, counts, strict=True):
+            keep += range(end if row.wants_prompt else end + count - 1, end + count)
+            lasts.append(len(keep) - 1)
+            end += count
+        device = self._model.device
+        lengths = [row.answer.num_tokens for row in rows[:single]]
+        chunks = [(slot, rows[slot].num_read, counts[slot]) for slot in range(single, len(rows))]
+        logits: torch.Tensor = self._model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            logits_to_keep=0 if len(keep) == len(ids) else torch.tensor(keep, device=device),
+            step=Step(self._slots, lengths, chunks, device),
+        ).logits[0]
+        begin = 0
+        for row, count, last in zip(rows, counts, lasts, strict=True):
+            if row.wants_prompt:
+                self._score_prompt(row, count, logits[begin : last + 1])
+            begin = last + 1
+        return logits if len(lasts) == logits.shape[0] else logits[lasts]
+
+    def _score_prompt(self, row: _Row, count: int, logits_TV: torch.Tensor) -> None:
+        """Note the log-probability of each prompt token that follows one of those just read."""
+        prompt, begin = row.answer.prompt, row.num_read
+        if begin == 0:
+            row.prompt_logprobs.append(TokenLogprob(prompt[0], None))
+        following = prompt[begin + 1 : begin + count + 1]
+        num_top = [row.answer.sampling.num_logprobs or 0] * len(following)
+        if following:
+            row.prompt_logprobs += logprobs_of(logits_TV[: len(following)], following, num_top)
+        if begin + count == len(prompt):
+            row.answer.add_prompt_logprobs(row.prompt_logprobs)
+
+    def _take(self, rows: list[_Row], logits_RV: torch.Tensor) -> None:
+        """Choose a token for each of the rows, hand the text over, and let the finished ones leave."""
+        answers = [row.answer for row in rows]
+        chosen = choose(logits_RV, answers)
+        scored = [i for i, answer in enumerate(answers) if answer.sampling.num_logprobs is not None]
+        logprobs: dict[int, TokenLogprob] = {}
+        if scored:
+            num_top = [answers[i].sampling.num_logprobs or 0 for i in scored]
+            found = logprobs_of(logits_RV[scored], [chosen[i] for i in scored], num_top)
+            logprobs = dict(zip(scored, found, strict=True))
         delivery: Delivery = []
-        for row, (answer, token_id) in enumerate(zip(answers, chosen, strict=True)):
-            if answer.sampling.max_tokens == 0:
-                delivery.append((answer, answer.finish_empty()))
-                continue
-            wanted = answer.sampling.num_logprobs
-            logprob = None if wanted is None else logprob_of(logits_RV[row], token_id, wanted)
-            output = answer.push(token_id, logprob)
+        for i, answer in enumerate(answers):
+            output = answer.push(chosen[i], logprobs.get(i)) if answer.sampling.max_tokens else answer.finish_empty()
             if output.text or output.finish_reason or output.logprobs:
                 delivery.append((answer, output))
-        self._drop([answer for answer in answers if answer.finish_reason])
+        self._drop([row for row in rows if row.answer.finish_reason])
         if delivery:
             self._deliver(delivery)
 
-    def _drop(self, answers: list[Answer]) -> None:
-        """Free the rows of answers that are done or given up."""
-        if not answers:
-            return
-        assert self._cache is not None
-        for answer in answers:
-            row = self._rows.index(answer)
-            self._cache.remove(row)
-            self._rows[row] = self._rows[-1]
+    def _drop(self, leaving: list[_Row]) -> None:
+        """Free the slots of answers that are done or given up; others move up, so that the order of slots holds."""
+        for row in leaving:
+            slot, last_single = self._rows.index(row), self._num_single - 1
+            if slot < last_single:
+                self._move(last_single, slot)
+                slot = last_single
+            self._move(len(self._rows) - 1, slot)
             self._rows.pop()
-            self._chooser.forget(answer)
-        if not self._rows:
-            self._cache = None
-            return
-        # A row's newest token is not in the cache yet: the next step puts it there.
-        self._cache.trim(max(row.num_tokens for row in self._rows) - 1)
 
-    def _fail(self, newcomers: list[Answer], error: Exception) -> None:
-        broken = list(dict.fromkeys([*self._rows, *newcomers]))
-        self._rows, self._cache = [], None
-        for answer in broken:
-            self._chooser.forget(answer)
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self._slots.copy(source, target, self._rows[source].num_read)
+            self._rows[target], self._held[target] = self._rows[source], list(self._held[source])
+
+    def _fail(self, error: Exception) -> None:
+        broken = [row.answer for row in self._rows]
+        self._rows, self._held = [], [[] for _ in self._held]
+        self._slots.clear()
         message = f"generation failed: {type(error).__name__}: {error}"
         self._deliver([(answer, Output(error=message)) for answer in broken])
 
 
-def _prompt_logprobs(answer: Answer, logits_TV: torch.Tensor) -> list[TokenLogprob]:
-    """Return the log-probability of each prompt token given those before it."""
-    num_top = answer.sampling.num_logprobs or 0
-    found = [TokenLogprob(answer.prompt[0], None)]
-    found += [logprob_of(logits_TV[t], answer.prompt[t + 1], num_top) for t in range(len(answer.prompt) - 1)]
-    return found
+def _num_shared(first: list[int], second: list[int]) -> int:
+    """Return how many tokens two lists have in common at their beginning."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
+        return length
+    return next(i for i in range(length) if first[i] != second[i])

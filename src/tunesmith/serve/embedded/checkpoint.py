@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError, ServeError
+from tunesmith.serve.embedded import attention
 from tunesmith.serve.embedded.batch import Limits
+from tunesmith.serve.embedded.packed import pack
+from tunesmith.serve.embedded.slots import Slots, Step
 from tunesmith.tokens.chat import encode_prompt
 from tunesmith.tokens.templates import ChatTemplate, template_for
 from tunesmith.tokens.tokenizer import ChatTokenizer, load_tokenizer
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_NUM_PROBE_TOKENS = 24
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -26,7 +30,6 @@ class LoadOptions:
     """How a checkpoint is loaded."""
 
     dtype: str = "auto"  # auto = the checkpoint's own
-    attn_implementation: str = "sdpa"
     trust_remote_code: bool = False
     chat_template: str = "model"
     max_model_len: int | None = None  # None = the model's own limit
@@ -44,7 +47,6 @@ class Checkpoint:
     eos_ids: frozenset[int]
     prefix_ids: tuple[int, ...]  # what the tokenizer puts before a plain text
     max_model_len: int
-    num_layers: int
     limits: Limits
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[int]:
@@ -82,12 +84,11 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
     transformers_logging.disable_progress_bar()  # the log is for requests
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=options.trust_remote_code)
-        num_layers = _num_attention_layers(config, path)
+        _check_layers(config, path)
         model = AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
             dtype=_DTYPES.get(options.dtype, "auto"),
-            attn_implementation=options.attn_implementation,
             trust_remote_code=options.trust_remote_code,
         )
     except ServeError:
@@ -96,20 +97,61 @@ def load(path: Path, options: LoadOptions) -> Checkpoint:
         raise ModelError(f"the model cannot be loaded: {error}", where=str(path)) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
-    text_config = config.get_text_config()
+    use_slots(model, path)
+    limits, max_model_len = _bounds(config.get_text_config(), model, options)
     return Checkpoint(
         model=model,
         tokenizer=tokenizer,
         template=template,
         eos_ids=frozenset(tokenizer.eos_ids) | _turn_end(tokenizer, template),
         prefix_ids=_prefix_ids(path),
-        max_model_len=_max_model_len(text_config, options),
-        num_layers=num_layers,
-        limits=_limits(text_config, model, options),
+        max_model_len=max_model_len,
+        limits=limits,
     )
 
 
-def _num_attention_layers(config: Any, path: Path) -> int:
+def use_slots(model: Any, path: Path) -> None:
+    """Give a model the attention over slots and packed weights; compare its logits with those that it had before.
+
+    Raises:
+        ServeError: its attention cannot be replaced, or is another one than ours.
+    """
+    ids = torch.arange(1, 1 + _NUM_PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    do = "set serve.engine to vllm on a machine with a CUDA device"
+    attention.register()
+    try:
+        with torch.inference_mode():
+            expected_TV = model(input_ids=ids, use_cache=False).logits[0].float()
+            model.set_attn_implementation(attention.NAME)
+            pack(model)
+            found_TV = _probe(model, ids).float()
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        what = f"the attention of a {model.config.model_type!r} model cannot be batched by the embedded server: {error}"
+        raise ServeError(what, where=str(path), do=do) from None
+    difference, scale = float((found_TV - expected_TV).abs().max()), float(expected_TV.abs().max())
+    if not difference <= tolerance * max(1.0, scale):
+        what = f"the embedded server computes other logits for a {model.config.model_type!r} model than transformers"
+        raise ServeError(f"{what} (by {difference:.3g})", where=str(path), do=do)
+
+
+def _probe(model: Any, ids_1T: torch.Tensor) -> torch.Tensor:
+    """Return the logits (T, V) of a prompt read in two stretches and a single token, as a batch would."""
+    slots, parts, begin = Slots(1, ids_1T.shape[1]), [], 0
+    slots.make_room(1, ids_1T.shape[1])
+    for count in (_NUM_PROBE_TOKENS // 2, _NUM_PROBE_TOKENS - _NUM_PROBE_TOKENS // 2 - 1, 1):
+        end = begin + count
+        chunks, lengths = ([(0, begin, count)], []) if count > 1 else ([], [end])
+        step = Step(slots, lengths, chunks, model.device)
+        positions = torch.arange(begin, end, device=model.device)[None]
+        parts.append(
+            model(input_ids=ids_1T[:, begin:end], position_ids=positions, use_cache=False, step=step).logits[0]
+        )
+        begin = end
+    return torch.cat(parts)
+
+
+def _check_layers(config: Any, path: Path) -> None:
     text_config = config.get_text_config()
     kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
     recurrent = any(hasattr(text_config, name) for name in ("ssm_state_size", "mamba_d_state", "num_kv_shared_layers"))
@@ -117,26 +159,31 @@ def _num_attention_layers(config: Any, path: Path) -> int:
         do = "set serve.engine to vllm on a machine with a CUDA device"
         what = f"the embedded server batches attention layers only, and a {config.model_type!r} model has others"
         raise ServeError(what, where=str(path), do=do)
-    return int(text_config.num_hidden_layers)
 
 
-def _max_model_len(text_config: Any, options: LoadOptions) -> int:
-    own = getattr(text_config, "max_position_embeddings", None)
-    if options.max_model_len is None:
-        return int(own or 2048)
-    if own is not None and options.max_model_len > own:
-        do = f"set serve.max_model_len to {own} or less"
-        raise ServeError(f"max_model_len {options.max_model_len} is above the model's own limit of {own} tokens", do=do)
-    return options.max_model_len
+def _bounds(text_config: Any, model: Any, options: LoadOptions) -> tuple[Limits, int]:
+    """Return the bounds of the batch, and the longest prompt plus answer.
 
-
-def _limits(text_config: Any, model: Any, options: LoadOptions) -> Limits:
-    """Return the bounds of the batch; its keys and values may take a quarter of the memory that is free now."""
+    Keys and values may take a quarter of the memory that is free now. A length that nobody asked for is cut to what
+    they hold; one that was asked for must fit.
+    """
     heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
     head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     cell_bytes = 2 * text_config.num_hidden_layers * heads * head_size * model.dtype.itemsize
     budget = options.kv_cache_gib * 2**30 if options.kv_cache_gib else _free_memory_bytes(model.device) / 4
-    return Limits(max_rows=options.max_rows, max_cells=max(1, int(budget / cell_bytes)))
+    max_cells = max(1, int(budget / cell_bytes))
+    own, asked = getattr(text_config, "max_position_embeddings", None), options.max_model_len
+    if asked is not None and own is not None and asked > own:
+        do = f"set serve.max_model_len to {own} or less"
+        raise ServeError(f"max_model_len {asked} is above the model's own limit of {own} tokens", do=do)
+    if asked is not None and asked > max_cells:
+        what = f"max_model_len {asked} needs {asked * cell_bytes / 2**30:.2f} GiB for keys and values"
+        do = f"set serve.max_model_len to {max_cells} or less, or free memory"
+        raise ServeError(f"{what}, and {budget / 2**30:.2f} GiB are set aside for them", do=do)
+    limits = Limits(max_rows=options.max_rows, max_cells=max_cells, cell_bytes=cell_bytes)
+    if model.device.type != "cpu":
+        limits = replace(limits, step_tokens=2048, idle_step_tokens=4096)
+    return limits, asked or min(int(own or 2048), max_cells)
 
 
 def _free_memory_bytes(device: torch.device) -> float:

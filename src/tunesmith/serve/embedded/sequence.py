@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -114,7 +114,7 @@ class Answer:
         self.generated: list[int] = []
         self.cancelled = False
         self.finish_reason: str | None = None
-        self.seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        self.random = random.Random(sampling.seed).random  # None: from the system's entropy
         self._eos_ids = eos_ids
         self._text = GrowingText(decode, sampling.stop)
         self._logprobs: list[TokenLogprob] = []
@@ -152,8 +152,8 @@ class Answer:
         return Output(finish_reason="length", logprobs=self._take_logprobs(""))
 
     def add_prompt_logprobs(self, logprobs: list[TokenLogprob]) -> None:
-        """Put the prompt's log-probabilities before those of the answer."""
-        self._logprobs = [*logprobs, *self._logprobs]
+        """Take the prompt's log-probabilities, before the first token of the answer comes."""
+        self._logprobs += logprobs
 
     def _take_logprobs(self, text: str) -> list[TokenLogprob]:
         if not text and not self.finish_reason:
