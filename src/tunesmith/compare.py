@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith import gate
 from tunesmith.artifacts import Scores, Verdict
 from tunesmith.errors import StageError
+from tunesmith.gate.numbers import numbers
 from tunesmith.store.run_dir import RunDir
 
 Cell = float | int | str | None
@@ -158,7 +158,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Cell]]:
 
 
 def _numbers(runs: list[RunDir]) -> Iterator[Line]:
-    found = [gate.numbers(run) for run in runs]
+    found = [numbers(run) for run in runs]
     for path in dict.fromkeys(path for of_run in found for path in of_run):
         if not _is_detail(path, found):
             yield Line(path, tuple(of_run.get(path) for of_run in found))

@@ -29,6 +29,7 @@ from tunesmith.artifacts import (
     Weights,
 )
 from tunesmith.errors import GateFailed, Interrupted, TunesmithError
+from tunesmith.gate.names import refuse_unknown
 from tunesmith.lineage import command_line, lineage
 from tunesmith.planning import gather_facts
 from tunesmith.recipe.dump import dump_recipe, dump_yaml
@@ -75,9 +76,9 @@ def bench(work: Work) -> Artifact:
 
 
 def gate(work: Work) -> Artifact:
-    from tunesmith import gate
+    from tunesmith.gate import stage
 
-    return gate.run(work.recipe, work.run_dir)
+    return stage.run(work.recipe, work.run_dir)
 
 
 def report(work: Work) -> Artifact:
@@ -113,7 +114,7 @@ STAGES = (
     # Serving has no record: `evaluate` and `bench` start a server when they need one (`Work.serving`).
     Stage(evaluate, Scores, (Weights,), lambda recipe: recipe.evaluate is not None),
     Stage(bench, Speeds, (Weights,), lambda recipe: recipe.bench is not None),
-    Stage(gate, Verdict, (Dataset, Checkpoint, Scores, Speeds), lambda recipe: bool(recipe.gate)),
+    Stage(gate, Verdict, (Dataset, Checkpoint, Weights, Scores, Speeds), lambda recipe: bool(recipe.gate)),
     Stage(report, Report, (Dataset, Checkpoint, Weights, Scores, Speeds, Verdict)),
     Stage(publish, Release, (Weights, Scores, Speeds, Verdict), lambda recipe: recipe.publish is not None),
 )
@@ -167,6 +168,7 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
         TunesmithError: whatever stopped a stage; finished stages stay finished.
     """
     stage_process.raise_on_signals()
+    refuse_unknown(loaded)
     model_path, facts = gather_facts(loaded.recipe)
     recipe, decisions = resolve(loaded.recipe, facts)
     inputs = keys.gather(recipe, model_path)
@@ -344,7 +346,7 @@ def run_in_process(name: str, recipe: Recipe, run_dir: RunDir) -> Artifact:
 
 
 def load_resolved(run_dir: RunDir) -> Recipe:
-    """Read the resolved recipe of an existing run."""
+    """Read the resolved recipe of an existing run. A variable it refers to is missed only where its value is used."""
     from tunesmith.recipe.load import load
 
-    return load(Path(run_dir.resolved_recipe)).recipe
+    return load(Path(run_dir.resolved_recipe), needs_variables=False).recipe

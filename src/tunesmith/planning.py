@@ -16,6 +16,7 @@ from tunesmith.data.estimate import DataEstimate, estimate
 from tunesmith.hardware import Hardware, probe
 from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
+from tunesmith.recipe.adapter_facts import adapter_sentence
 from tunesmith.recipe.effects import num_steps
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.memory import Lengths, MemoryEstimate, estimate_memory, num_trainable_parameters
@@ -66,16 +67,16 @@ class Plan:
         """Return the plan for people."""
         train, about = self.recipe.train, "" if self.data.exact else "≈ "
         moved = self.num_trainable_parameters / max(1, self.model.num_parameters)
-        lora = f" (r {train.lora.r}, alpha {train.lora.alpha:g})" if train.method != "full" else ""
         share = self.data.num_trained_tokens / max(1, self.data.num_tokens)
         formats = ", ".join(f"{path} ({row_format})" for path, row_format in self.data.formats.items())
-        what = f"{train.objective} with {train.method}{lora}"
+        what = f"{train.objective} with {train.method}"
         lengths = f"mean {self.data.mean_tokens:,.0f}, longest seen {self.data.longest_tokens:,}"
         in_all = f"{about}{self._tokens_in_all():,} tokens in all"
         rows = [
             ("stages", " → ".join(self.stages)),
             ("model", f"{self.model_path}  {self.model.architecture}, {self.model.num_parameters:,} parameters"),
             ("method", f"{what}: {self.num_trainable_parameters:,} parameters move ({moved:.2%})"),
+            *([("adapter", adapter_sentence(train.lora))] if train.method != "full" else []),
             ("rows", f"{about}{self.data.num_rows:,} in {formats or 'sources not read while planning'}"),
             ("tokens", f"{about}{self.data.num_tokens:,} an epoch, {share:.0%} of them trained; {lengths}"),
             ("steps", f"{about}{self.num_steps:,} of {train.global_batch_size} sequences, {in_all}"),

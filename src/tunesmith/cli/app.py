@@ -85,7 +85,28 @@ VERBS = (
         "put the numbers of runs side by side",
         ("tunesmith compare latest 20260131-142233-mine", "tunesmith compare quickstart mine --json"),
     ),
+    Verb(
+        "gate",
+        "gating",
+        "hold rules against a finished run; exit code 6 when one fails",
+        (
+            "tunesmith gate latest",
+            "tunesmith gate latest --rule 'not_regressed(evaluate.text.exact_match, 0.02)'",
+            "tunesmith gate latest --numbers",
+            "tunesmith gate latest --junit gate.xml --json",
+        ),
+    ),
     Verb("report", "runs", "make a run's page again and say where it is", ("tunesmith report latest",)),
+    Verb(
+        "publish",
+        "publishing",
+        "hand a run's model to a directory, an S3 bucket or the Hugging Face Hub",
+        (
+            "tunesmith publish latest --to s3://bucket/models --dry-run",
+            "tunesmith publish latest --to hf://owner/name",
+            "tunesmith publish latest --to models --even-if-gate-failed",
+        ),
+    ),
     Verb(
         "serve",
         "serving",

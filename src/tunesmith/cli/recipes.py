@@ -43,9 +43,11 @@ def add_arguments_check(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
+    from tunesmith.gate.names import refuse_unknown
     from tunesmith.recipe.load import load
 
     loaded = load(args.recipe, args.set)
+    refuse_unknown(loaded)
     if args.json:
         import json
 
@@ -63,10 +65,13 @@ def run_plan(args: argparse.Namespace) -> int:
     import gc
 
     gc.disable()  # a tenth of a process this short would go into looking for garbage that its end removes
+    from tunesmith.gate.names import refuse_unknown
     from tunesmith.planning import plan
     from tunesmith.recipe.load import load
 
-    made = plan(load(args.recipe, args.set).recipe)
+    loaded = load(args.recipe, args.set)
+    refuse_unknown(loaded)
+    made = plan(loaded.recipe)
     if args.json:
         import json
 

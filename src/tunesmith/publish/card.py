@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict
+from tunesmith.publish.front_matter import front_matter, inherited
+from tunesmith.publish.naming import is_hub_id, public_name
+from tunesmith.recipe.adapter_facts import adapter_facts
 from tunesmith.recipe.environment import redact
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.run_dir import RunDir
@@ -18,9 +18,10 @@ from tunesmith.store.run_dir import RunDir
 def model_card(recipe: Recipe, run_dir: RunDir) -> str:
     """Return README.md with the Hub's front matter. Secrets and local directories stay out of it."""
     state = run_dir.read_run()
+    model_path = str((state.get("lineage", {}).get("model") or {}).get("path") or "")
     sections = [
-        _front_matter(recipe),
-        _introduction(recipe, run_dir.find(Verdict)),
+        front_matter(recipe, run_dir.find(Scores), inherited(model_path)),
+        _introduction(recipe, run_dir.find(Verdict), inherited(model_path)),
         _evaluation(run_dir.find(Scores)),
         _speed(run_dir.find(Speeds)),
         _training(recipe, run_dir.find(Checkpoint)),
@@ -31,26 +32,12 @@ def model_card(recipe: Recipe, run_dir: RunDir) -> str:
     return redact("\n\n".join(section for section in sections if section) + "\n")
 
 
-def _front_matter(recipe: Recipe) -> str:
-    facts: dict[str, Any] = {
-        "license": "unknown",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["tunesmith", recipe.train.objective, recipe.train.method],
-    }
-    if _is_hub_id(recipe.model.name_or_path):
-        facts["base_model"] = recipe.model.name_or_path
-    data_sets = [source.path for source in recipe.data.train if _is_hub_id(source.path)]
-    if data_sets:
-        facts["datasets"] = data_sets
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
-
-
-def _introduction(recipe: Recipe, verdict: Verdict | None) -> str:
-    base = _public_name(recipe.model.name_or_path)
+def _introduction(recipe: Recipe, verdict: Verdict | None, from_base: dict[str, Any]) -> str:
+    base = public_name(recipe.model.name_or_path)
+    licence = "The licence is the base model's" if from_base.get("license") else "No licence was stated: the base model's"
     text = (
         f"# {recipe.name}\n\n`{base}`, tuned with [tunesmith](https://github.com/tunesmith/tunesmith). "
-        "No licence was stated: those of the base model and of the data apply."
+        f"{licence}; that of the data applies as well."
     )
     if verdict is None or not verdict.rules:
         return text
@@ -121,9 +108,7 @@ def _training(recipe: Recipe, checkpoint: Checkpoint | None) -> str:
     train = recipe.train
     rows: list[tuple[str, str]] = [("objective", train.objective), ("method", train.method)]
     if train.method != "full":
-        lora = train.lora
-        targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
-        rows.append(("adapter", f"r {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"))
+        rows += [(f"adapter: {name}", value) for name, value in adapter_facts(train.lora)]
     if train.objective == "dpo":
         rows.append(("DPO", f"beta {train.dpo.beta:g}, loss {train.dpo.loss_type}"))
     rows += [
@@ -149,7 +134,7 @@ def _data(recipe: Recipe, dataset: Dataset | None) -> str:
         return ""
     counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in dataset.counts.items() if number)
     rows = [
-        (_public_name(str(source.get("path", "–"))), _number(source.get("rows")), f"`{_pin(source)}`")
+        (public_name(str(source.get("path", "–"))), _number(source.get("rows")), f"`{_pin(source)}`")
         for source in dataset.sources
     ]
     table = f"\n\n{_table(('source', 'rows', 'sha256 or revision'), rows)}" if rows else ""
@@ -186,7 +171,7 @@ def _lineage(run_dir: RunDir, lineage: dict[str, Any]) -> str:
         rows.append(("commit", f"`{git['commit']}`{' with uncommitted changes' if git.get('dirty') else ''}"))
     if model:
         revision = f", revision {model['revision']}" if model.get("revision") else ""
-        rows.append(("base model", f"{_public_name(str(model.get('name_or_path', '–')))}{revision}"))
+        rows.append(("base model", f"{public_name(str(model.get('name_or_path', '–')))}{revision}"))
         rows.append(("base weights", f"`{model.get('weights', '–')}`"))
     for stage, hashed in (lineage.get("files") or {}).items():
         rows += [(f"{stage}: {Path(name).name}", f"`{digest}`") for name, digest in hashed.items()]
@@ -212,15 +197,3 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a name is `owner/name` on the Hub and not a path of this machine."""
-    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
-    is_file = Path(name).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gz")
-    return looks and not is_file and not Path(name).exists()
-
-
-def _public_name(name: str) -> str:
-    """Return a Hub id as it is, and only the last part of a path: directories are nobody else's business."""
-    return name if _is_hub_id(name) or name.startswith("run:") else Path(name).name or name

@@ -44,11 +44,8 @@ def pack(recipe: Recipe, run_dir: RunDir) -> Package:
     """
     weights = run_dir.load(Weights)
     directory = run_dir.absolute(weights.path)
-    found = {
-        file.relative_to(directory).as_posix(): file
-        for file in sorted(directory.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-    }
+    # Exactly what the merge stage wrote: a file that someone laid beside it is not the model.
+    found = {name: directory / name for name in sorted(weights.files) if (directory / name).is_file()}
     if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
         do = "remove the merge stage's artifact.json and run the recipe again"
         raise PublishError("the merged model lacks config.json or its weights", where=str(directory), do=do)

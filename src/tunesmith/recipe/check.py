@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from tunesmith.recipe.environment import referenced_variables
-from tunesmith.recipe.gate_rules import RuleError, parse_rule
+from tunesmith.recipe.gate_rules import Changed, RuleError, parse_rule
 from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.secrets import looks_like_a_secret
 from tunesmith.recipe.targets import expression_of
 from tunesmith.recipe.typed import KeyPath, Misfit
 from tunesmith.recipe.walk import strings
@@ -16,9 +17,14 @@ from tunesmith.recipe.walk import strings
 ADAPTER_METHODS = ("lora", "qlora", "dora", "qdora")
 
 
-def check(recipe: Recipe) -> list[Misfit]:
-    """Return every rule that the recipe breaks."""
-    return [misfit for rule in RULES for misfit in rule(recipe)]
+def check(recipe: Recipe, *, needs_variables: bool = True) -> list[Misfit]:
+    """Return every rule that the recipe breaks.
+
+    Args:
+        needs_variables: whether the environment variables it refers to have to be set here and now.
+    """
+    rules = [rule for rule in RULES if needs_variables or rule is not referenced_variables_are_set]
+    return [misfit for rule in rules for misfit in rule(recipe)]
 
 
 def data_has_a_source(recipe: Recipe) -> Iterator[Misfit]:
@@ -178,19 +184,28 @@ def gate_rules_can_be_read(recipe: Recipe) -> Iterator[Misfit]:
         except RuleError as error:
             yield Misfit(("gate", index), f"gate rule {text!r}: {error}", "see docs/recipe.md, section gate")
             continue
-        section = rule.path.split(".")[0]
-        missing = (section == "evaluate" and recipe.evaluate is None) or (section == "bench" and recipe.bench is None)
-        if missing:
-            what = f"gate rule {text!r} reads `{section}`, and the recipe has no such section"
-            yield Misfit(("gate", index), what, f"add `{section}:` or remove the rule")
-        if rule.improved and recipe.evaluate is not None and not recipe.evaluate.base_model:
+        read = {path.split(".")[0] for path in rule.paths}
+        for section in ("evaluate", "bench"):
+            if section in read and getattr(recipe, section) is None:
+                what = f"gate rule {text!r} reads `{section}`, and the recipe has no such section"
+                yield Misfit(("gate", index), what, f"add `{section}:` or remove the rule")
+        if isinstance(rule, Changed) and recipe.evaluate is not None and not recipe.evaluate.base_model:
             what = f"gate rule {text!r} compares with the base model, and `evaluate.base_model` is false"
             yield Misfit(("gate", index), what, "set `evaluate.base_model: true`")
 
 
 def publish_has_a_target(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.publish and not (recipe.publish.local or recipe.publish.hub):
-        yield Misfit(("publish",), "`publish` has no target", "add `local: DIRECTORY` or `hub: {repo_id: owner/name}`")
+    publish = recipe.publish
+    if publish and not (publish.local or publish.hub or publish.s3):
+        do = "add `local: DIRECTORY`, `hub: {repo_id: owner/name}` or `s3: s3://bucket/prefix`"
+        yield Misfit(("publish",), "`publish` has no target", do)
+
+
+def s3_target_is_a_bucket(recipe: Recipe) -> Iterator[Misfit]:
+    s3 = recipe.publish.s3 if recipe.publish else None
+    if s3 and not re.match(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\$\{env:\w+\})(/|$)", s3.url):
+        what = f"`publish.s3` must be `s3://bucket/prefix`, found {s3.url!r}"
+        yield Misfit(("publish", "s3"), what, "bucket names are 3 to 63 lower-case letters, digits, dots and hyphens")
 
 
 def hub_repository_has_an_owner(recipe: Recipe) -> Iterator[Misfit]:
@@ -208,12 +223,9 @@ def referenced_variables_are_set(recipe: Recipe) -> Iterator[Misfit]:
                 yield Misfit(path, what, f"export {variable}=… before the command")
 
 
-_TOKEN_SHAPES = re.compile(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|://[^/\s:@]+:[^/\s:@$]+@")
-
-
 def secrets_stay_out_of_the_recipe(recipe: Recipe) -> Iterator[Misfit]:
     for path, text in strings(recipe):
-        if _TOKEN_SHAPES.search(text):
+        if looks_like_a_secret(text):
             what = "this value looks like a secret, and recipes are copied into every run directory"
             yield Misfit(path, what, "put it into an environment variable and write ${env:NAME}")
 
@@ -241,6 +253,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     gate_rules_can_be_read,
     publish_has_a_target,
     hub_repository_has_an_owner,
+    s3_target_is_a_bucket,
     referenced_variables_are_set,
     secrets_stay_out_of_the_recipe,
 )

@@ -10,15 +10,9 @@ import os
 import re
 
 from tunesmith.errors import EnvironmentProblem
+from tunesmith.recipe.secrets import secret_values
 
 _REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-_ALWAYS_SECRET = (
-    "HF_TOKEN",
-    "WANDB_API_KEY",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "AWS_SECRET_ACCESS_KEY",
-)
 _revealed: dict[str, str] = {}  # value -> variable name
 
 
@@ -48,7 +42,7 @@ def expand(text: str) -> str:
 def redact(text: str) -> str:
     """Return the text without any value that came from a reference, nor the usual credentials."""
     known = dict(_revealed)
-    known |= {os.environ[name]: name for name in _ALWAYS_SECRET if len(os.environ.get(name, "")) >= 8}
+    known |= secret_values()
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, f"${{env:{known[secret]}}}")
     return text

@@ -54,8 +54,12 @@ def core_resolvers() -> dict[str, Any]:
     return resolvers
 
 
-def load(path: str | Path, settings: list[str] | None = None) -> Loaded:
+def load(path: str | Path, settings: list[str] | None = None, *, needs_variables: bool = True) -> Loaded:
     """Read a recipe file, what it extends, and `key=value` settings; check it against the schema and across fields.
+
+    Args:
+        needs_variables: refuse references to environment variables that are not set; a recipe that is only looked at
+            does without them.
 
     Raises:
         RecipeError: with every problem found, each at `file:line` (or `--set`), with the nearest valid key.
@@ -72,10 +76,10 @@ def load(path: str | Path, settings: list[str] | None = None) -> Loaded:
         # Rules across fields are checked on what is left without the misfits, so that one run shows every problem.
         recipe = read(Recipe, _without(document, [misfit.path for misfit in misfits]), [])
         wrong = {misfit.path for misfit in misfits}
-        misfits += [m for m in (check(recipe) if recipe else []) if m.path not in wrong]
+        misfits += [m for m in (check(recipe, needs_variables=needs_variables) if recipe else []) if m.path not in wrong]
         recipe = None
     else:
-        misfits += check(recipe)
+        misfits += check(recipe, needs_variables=needs_variables)
     if misfits:
         raise RecipeError([TunesmithError(m.what, where=_where(marks, m.path, path), do=m.do) for m in misfits])
     assert recipe is not None

@@ -331,13 +331,29 @@ class HubTarget:
     """Create the repository as private."""
 
 
+<<<<<<< HEAD
 @section
+=======
+@dataclass(frozen=True)
+class S3Target:
+    """A place in an S3-compatible store. Credentials come from where AWS's tools look: AWS_ACCESS_KEY_ID, profiles."""
+
+    url: str
+    """`s3://bucket/prefix`; the model goes to `prefix/NAME/`."""
+    endpoint_url: str | None = None
+    """Server of a store that is not AWS (MinIO, Ceph, R2, …); AWS_ENDPOINT_URL_S3 says the same."""
+
+
+@dataclass(frozen=True)
+>>>>>>> 9444e26 (Gate: rules over any number, with arithmetic and margins, checked before anything runs; publish to S3; nothing leaves that holds a credential; verbs gate and publish)
 class Publish:
     """Where the model goes when everything has passed."""
 
     local: str | None = None
     """Directory that receives `NAME/` with weights, tokenizer, model card and manifest."""
     hub: HubTarget | None = None
+    s3: Annotated[S3Target | None, Shorthand("url")] = None
+    """An S3-compatible store. A plain `s3://bucket/prefix` is short for `{url: …}`."""
     even_if_gate_failed: bool = False
     """Publish although a gate rule failed; the model card says so."""
 
@@ -390,7 +406,8 @@ class Recipe:
     evaluate: Evaluate | None = None
     bench: Bench | None = None
     gate: tuple[str, ...] = ()
-    """Rules over the run's numbers, such as `improved(evaluate.text.exact_match)` or `bench.c16.ttft_p95_ms < 500`."""
+    """Rules over the run's numbers: `improved(evaluate.text.exact_match)`, `not_regressed(evaluate.text.bleu, 1.0)`,
+    `bench.c16.ttft_p95_ms < 500`, sums and products too. `tunesmith gate RUN --numbers` lists what they can read."""
     report: Report = field(default_factory=Report)
     publish: Publish | None = None
     track: Annotated[Track, Shorthand("*")] = field(default_factory=Track)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunesmith.recipe.adapter_facts import adapter_facts
 from tunesmith.recipe.environment import redact
 from tunesmith.report import wording
 from tunesmith.report.curves import Series
@@ -85,7 +86,7 @@ def _method(found: Findings) -> Pairs:
         ("Method", wording.method_name(made.method if made else train.method)),
     ]
     if train.method != "full":
-        facts.append(("Adapter", f"rank {train.lora.r}, alpha {wording.number(train.lora.alpha)}"))
+        facts += [(f"Adapter: {name}", value) for name, value in adapter_facts(train.lora)]
     facts.append(("Batch", f"{train.global_batch_size} sequences per step"))
     facts.append(("Peak learning rate", f"{wording.number(train.learning_rate)}, {train.lr_scheduler_type}"))
     if made is None:

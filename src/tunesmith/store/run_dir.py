@@ -125,6 +125,11 @@ class RunDir:
     def report_page(self) -> Path:
         return self.stage("report") / "report.html"
 
+    @property
+    def unfinished_uploads(self) -> Path:
+        """Uploads to object stores that a command left unfinished and the next one goes on with."""
+        return self.stage("publish") / "uploads.json"
+
     def server_log(self, which: str) -> Path:
         return self.stage("serve") / f"{which}.log"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith import gate
-from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict
+from tunesmith.gate import stage as gate
+from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict, Weights
 from tunesmith.recipe.gate_rules import RuleError, parse_rule
 from tunesmith.recipe.schema import Data, Model, Recipe
 from tunesmith.store.run_dir import RunDir
@@ -33,6 +33,10 @@ IMPROVED = {
     "maximum": 1.0,
 }
 UNSURE = IMPROVED | {"base": 0.5, "tuned": 0.55, "difference": 0.05, "p_value": 0.3, "verdict": "cannot tell"}
+WORSE = IMPROVED | {"base": 0.5, "tuned": 0.4, "difference": -0.1, "difference_low": -0.15, "difference_high": -0.05}
+WORSE |= {"verdict": "regressed"}
+SMALLER = IMPROVED | {"base": 9.0, "tuned": 5.0, "difference": -4.0, "difference_low": -5.0, "difference_high": -3.0}
+SMALLER |= {"better": "lower"}
 ALONE = {"base": None, "tuned": 0.7, "num_items": 10, "maximum": 1.0, "better": "higher"}
 
 
@@ -46,7 +50,10 @@ def run_dir(tmp_path: Path) -> RunDir:
         "text": {"exact_match": IMPROVED, "jaccard": UNSURE},
         "bfcl.simple_python": {"accuracy": ALONE},
     }
-    run_dir.save(Scores(tasks))
+    tasks["text"]["rouge2"] = WORSE
+    tasks["lm"] = {"perplexity": SMALLER}
+    run_dir.save(Scores(tasks, failures={"text": {"tuned": {"empty_answer": 4}}}))
+    run_dir.save(Weights("merge/model", "b", {}, 1, {"top1_agreement": 0.9995}))
     run_dir.save(Speeds({"c16": {"concurrency": 16, "ttft_p95_ms": 480.5, "e2e_p95_ms": None}}))
     return run_dir
 
@@ -73,6 +80,21 @@ def decide(run_dir: RunDir, *rules: str) -> Verdict:
         ("improved(evaluate.text.exact_match)", True, "base 0.04 → tuned 0.91; difference +0.88 (+0.83 … +0.92"),
         ("improved(evaluate.text.jaccard)", False, "p = 0.3) on 198 items"),
         ("improved(evaluate.text.jaccard)", False, "cannot tell"),
+        ("evaluate.text.exact_match - evaluate.text.exact_match.base > 0.5", True, "0.87 > 0.5; evaluate.text.exact_match = 0.91"),
+        ("2 * (train.first_loss - 0.5) / 4 == 1", True, "1 == 1; train.first_loss = 2.5"),
+        ("train.first_loss - 1 - 1 < -train.final_loss + 1", True, "0.5 < 0.6"),
+        ("train.final_loss < train.first_loss", True, "0.4 < 2.5; train.final_loss = 0.4; train.first_loss = 2.5"),
+        ("1 / data.counts.validation > 0", False, "has no number data.counts.validation"),
+        ("train.num_steps / (train.num_steps - 50) > 0", False, "nan > 0"),
+        ("not_regressed(evaluate.text.exact_match)", True, "improved"),
+        ("not_regressed(evaluate.text.jaccard)", True, "cannot tell"),
+        ("not_regressed(evaluate.text.rouge2)", False, "regressed"),
+        ("not_regressed(evaluate.text.rouge2, 0.2)", True, "at most 0.15 worse, 0.2 allowed"),
+        ("not_regressed(evaluate.text.rouge2, 0.1)", False, "may be 0.15 worse, 0.1 allowed"),
+        ("not_regressed(evaluate.lm.perplexity, 0.5)", True, "at most 0 worse"),
+        ("evaluate.num_unanswered == 0", True, "= 0"),
+        ("evaluate.text.failures.tuned.empty_answer < 5", True, "= 4"),
+        ("merge.proof.top1_agreement >= 0.999", True, "= 0.9995"),
         ("improved(evaluate.bfcl.simple_python.accuracy)", False, "not measured on both models: base –, tuned 0.7"),
         # what is not there
         (
@@ -93,6 +115,17 @@ def test_rule(run_dir: RunDir, rule: str, passed: bool, evidence: str) -> None:
     assert decided["rule"] == rule
     assert decided["passed"] is passed, decided
     assert evidence in decided["evidence"]
+
+
+def test_evidence_says_where_numbers_come_from(run_dir: RunDir) -> None:
+    run_dir.save(Scores({"text": {"exact_match": IMPROVED}}, items={"text": "evaluate/text.items.jsonl"}))
+    rules = decide(run_dir, "evaluate.text.exact_match > 0.5", "bench.c16.ttft_p95_ms < 2 * train.num_steps").rules
+    (number,) = rules[0]["numbers"]
+    around = {"base": 0.04, "low": 0.86, "high": 0.94, "num_items": 200}
+    path = "evaluate.text.exact_match"
+    assert number == {"path": path, "value": 0.91} | around | {"from": "evaluate/text.items.jsonl"}
+    assert (rules[1]["left"], rules[1]["sign"], rules[1]["right"]) == (480.5, "<", 100.0)
+    assert [n["from"] for n in rules[1]["numbers"]] == ["bench/artifact.json", "train/artifact.json"]
 
 
 def test_all_rules_must_hold_and_none_is_fine(run_dir: RunDir) -> None:
@@ -129,14 +162,25 @@ def test_lower_can_be_better(run_dir: RunDir) -> None:
         ("train.final_loss < small", "'small' is not a number"),
         ("train.final_loss < nan", "nan"),
         ("train < 1", "whole group"),
-        ("evaluate.text > 1", "`evaluate.TASK.METRIC`"),
-        ("bench.c16 < 1", "`bench.cN.METRIC`"),
+        ("evaluate > 1", "`evaluate.TASK.METRIC`"),
+        ("bench < 1", "`bench.cN.METRIC`"),
         ("evaluate..text > 1", "between two dots"),
         ("train.final_loss. < 1", "ends with one"),
-        ("loss < 1", "a path begins with evaluate, bench, train, data"),
+        ("loss < 1", "a path begins with evaluate, bench, train, merge, data"),
+        ("loss.final < 1", "a path begins with evaluate, bench, train, merge, data"),
         ("improved(train.final_loss)", "only numbers of `evaluate`"),
         ("improved(evaluate.text.bleu) > 1", "expected"),
         ("__import__('os') < 1", "expected"),
+        ("1 < 2", "reads no number"),
+        ("train.final_loss < 1 < 2", "expected"),
+        ("(train.final_loss < 1", "expected"),
+        ("train.final_loss < 5shots", "expected"),
+        ("train.final_loss ** 2 < 1", "expected"),
+        ("improved(evaluate.text.bleu, 0.1)", "expected"),
+        ("not_regressed(evaluate.text.bleu, much)", "how much worse"),
+        ("not_regressed(bench.c1.e2e_p95_ms)", "only numbers of `evaluate`"),
+        ("(" * 390 + "1", "too many parentheses"),
+        ("1 + " * 200 + "train.final_loss < 1", "longer than"),
     ],
 )
 def test_what_is_no_rule(text: str, message: str) -> None:

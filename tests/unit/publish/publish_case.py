@@ -41,7 +41,7 @@ def make_run(path: Path, *, passed: bool = True, weights: bytes = b"w" * (2 << 2
     }
     for name, content in contents.items():
         files.write_bytes(run.merged / name, content)
-    hashes = {name: files.sha256(run.merged / name) for name in contents if name != "nested/extra.txt"}
+    hashes = {name: files.sha256(run.merged / name) for name in contents}
     run.save(Weights(run.relative(run.merged), "base", hashes, len(weights)))
     run.save(Checkpoint("train/final", "lora", "b", 50, 2.5, 0.4321, 0.5, 1_000, 20_000, 9.0, 20.0, 1, 3.0))
     source = {"path": "/home/someone/rows.jsonl", "format": "messages", "sha256": "ab" * 32, "rows": 100}

@@ -151,12 +151,16 @@ def test_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.run(make_recipe(local="${env:MODELS}"), run)
     card = (tmp_path / "models" / "my-model" / "README.md").read_text()
     _, head, body = card.split("---\n", 2)
-    assert yaml.safe_load(head) == {
+    facts = yaml.safe_load(head)
+    (results,) = facts.pop("model-index")
+    assert results["name"] == "my-model" and len(results["results"]) == 1
+    assert facts == {
         "license": "unknown",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["tunesmith", "sft", "lora"],
         "base_model": "owner/base",
+        "base_model_relation": "finetune",
         "datasets": ["owner/rows"],
     }
     assert (

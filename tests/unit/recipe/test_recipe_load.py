@@ -103,3 +103,11 @@ def test_environment_references_stay_references(tmp_path: Path, monkeypatch: pyt
 def test_marks_name_every_key() -> None:
     _, marks = parse_yaml("a: 1\nb:\n  c: [1, 2]\n", "f.yaml")
     assert marks[("b", "c")] == "f.yaml:3" and marks[("b", "c", 1)] == "f.yaml:3"
+
+
+def test_a_run_is_looked_at_without_the_variables_of_its_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: r\nmodel: m\ndata: {train: ['${env:NOT_SET_HERE}/rows.jsonl']}\n")
+    with pytest.raises(RecipeError, match="NOT_SET_HERE is not set"):
+        load(path)
+    assert load(path, needs_variables=False).recipe.name == "r"
