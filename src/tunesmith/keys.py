@@ -15,11 +15,7 @@ from tunesmith.store.files import HashCache, fingerprint
 from tunesmith.store.run_dir import cache_root
 
 # Raised when a stage's code changes what it makes from the same inputs.
-<<<<<<< HEAD
-VERSIONS = {"data": 1, "train": 1, "merge": 2, "evaluate": 2, "bench": 2, "gate": 1, "report": 1, "publish": 1}
-=======
-VERSIONS = {"data": 1, "train": 1, "merge": 1, "evaluate": 1, "bench": 1, "gate": 2, "report": 1, "publish": 1}
->>>>>>> 9444e26 (Gate: rules over any number, with arithmetic and margins, checked before anything runs; publish to S3; nothing leaves that holds a credential; verbs gate and publish)
+VERSIONS = {"data": 1, "train": 1, "merge": 2, "evaluate": 2, "bench": 2, "gate": 2, "report": 2, "publish": 2}
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,24 @@ FUNCTION_CALL_METRICS = (
 )
 LEVEL_NUMBERS = (
     "concurrency",
+    "rate",
     "num_requests",
     "num_failed",
+    "failed_fraction",
+    "num_good",
+    "good_fraction",
+    "good_requests_per_second",
+    "num_unfinished",
+    "num_unsent",
     "wall_seconds",
     "requests_per_second",
     "output_tokens_per_second",
     "mean_output_tokens",
     "mean_prompt_tokens",
+    "tokens_per_event",
     "num_without_usage",
     "client_cpu_fraction",
+    "sent_late_p99_ms",
     *(f"{t}_{s}_ms" for t in ("ttft", "e2e", "tpot", "itl") for s in ("mean", "median", "p90", "p95", "p99")),
 )
 
@@ -128,6 +137,7 @@ def _evaluate(evaluate: Evaluate, exact: list[str], groups: list[str]) -> None:
 
 def _bench(bench: Bench, exact: list[str], groups: list[str]) -> None:
     exact.append("bench.seconds")
-    for level in (f"c{concurrency}" for concurrency in bench.concurrency):
+    levels = [f"c{concurrency}" for concurrency in bench.concurrency] + [f"r{rate:g}" for rate in bench.rates]
+    for level in levels:
         exact += [f"bench.{level}.{name}" for name in LEVEL_NUMBERS]
         groups.append(f"bench.{level}.failed_")

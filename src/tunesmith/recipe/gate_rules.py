@@ -8,7 +8,7 @@
     not_regressed(evaluate.text.exact_match, 0.02)                   at most 0.02 worse, with 95 % confidence
 
 A path names a number of the run: `evaluate.TASK.METRIC` (the tuned model's value; `evaluate.TASK.METRIC.base` and
-other fields of its record, too), `bench.cN.METRIC`, `train.FIELD`, `merge.proof.FIELD`, `data.FIELD` or
+other fields of its record, too), `bench.LEVEL.METRIC`, `train.FIELD`, `merge.proof.FIELD`, `data.FIELD` or
 `data.counts.FIELD`. A minus sign stands between spaces: `a-b` is one name.
 
 Parsed here, so that `check` finds a broken rule before anything runs; `gate/names.py` knows which numbers a run will
@@ -27,7 +27,7 @@ from typing import Literal
 SECTIONS = ("evaluate", "bench", "train", "merge", "data")
 _SHAPES = {
     "evaluate": "`evaluate.TASK.METRIC`, such as `evaluate.text.exact_match`",
-    "bench": "`bench.cN.METRIC`, such as `bench.c16.ttft_p95_ms`",
+    "bench": "`bench.LEVEL.METRIC`, such as `bench.c16.ttft_p95_ms`",
     "train": "`train.FIELD`, such as `train.final_loss`",
     "merge": "`merge.proof.FIELD`, such as `merge.proof.top1_agreement`",
     "data": "`data.FIELD`, such as `data.counts.quarantined`",

@@ -331,10 +331,7 @@ class HubTarget:
     """Create the repository as private."""
 
 
-<<<<<<< HEAD
 @section
-=======
-@dataclass(frozen=True)
 class S3Target:
     """A place in an S3-compatible store. Credentials come from where AWS's tools look: AWS_ACCESS_KEY_ID, profiles."""
 
@@ -344,8 +341,7 @@ class S3Target:
     """Server of a store that is not AWS (MinIO, Ceph, R2, …); AWS_ENDPOINT_URL_S3 says the same."""
 
 
-@dataclass(frozen=True)
->>>>>>> 9444e26 (Gate: rules over any number, with arithmetic and margins, checked before anything runs; publish to S3; nothing leaves that holds a credential; verbs gate and publish)
+@section
 class Publish:
     """Where the model goes when everything has passed."""
 

@@ -163,7 +163,7 @@ def test_lower_can_be_better(run_dir: RunDir) -> None:
         ("train.final_loss < nan", "nan"),
         ("train < 1", "whole group"),
         ("evaluate > 1", "`evaluate.TASK.METRIC`"),
-        ("bench < 1", "`bench.cN.METRIC`"),
+        ("bench < 1", "`bench.LEVEL.METRIC`"),
         ("evaluate..text > 1", "between two dots"),
         ("train.final_loss. < 1", "ends with one"),
         ("loss < 1", "a path begins with evaluate, bench, train, merge, data"),

@@ -23,7 +23,7 @@ RECIPE = Recipe(
     Model("base"),
     Data(()),
     evaluate=Evaluate(text=TextTask(("rows.jsonl",)), function_calls=FunctionCallTask(("rows.jsonl",))),
-    bench=Bench(concurrency=(1, 16)),
+    bench=Bench(concurrency=(1, 16), rates=(0.5,)),
 )
 
 
@@ -77,9 +77,11 @@ def test_tasks_count_what_is_foreseen() -> None:
 
 
 def test_load_test_counts_what_is_foreseen() -> None:
-    summary = summarise(LevelRun(16, [], 1.0, 0.0))
     known = foreseen(RECIPE)
-    assert {f"bench.c16.{name}" for name in summary} == {n for n in known.exact if n.startswith("bench.c16.")}
+    for level, run in (("c16", LevelRun(concurrency=16)), ("r0.5", LevelRun(rate=0.5))):
+        names = {f"bench.{level}.{name}" for name in summarise(run)}
+        assert names <= {*known.exact}, names - {*known.exact}
+        assert {n for n in known.exact if n.startswith(f"bench.{level}.")} - names <= {f"bench.{level}.sent_late_p99_ms"}
 
 
 def test_sections_that_only_the_run_can_name_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
