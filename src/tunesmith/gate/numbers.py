@@ -1,7 +1,7 @@
 """Every number of a run by the path that rules and comparisons use, derived from the records themselves.
 
-Nothing here knows a task or a metric by name: what a stage puts into its record can be named at once. A number stands at
-SECTION and the keys that lead to it (`merge.proof.top1_agreement`, `bench.c16.ttft_p95_ms`); the tuned value of a
+Nothing here knows a task or a metric by name: what a stage puts into its record can be named at once. A number stands
+at SECTION and the keys that lead to it (`merge.proof.top1_agreement`, `bench.c16.ttft_p95_ms`); the tuned value of a
 metric has the metric's own path, and the other fields of its record stand below it.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict
 from tunesmith.publish.front_matter import front_matter, inherited
-from tunesmith.publish.naming import is_hub_id, public_name
+from tunesmith.publish.naming import public_name
 from tunesmith.recipe.adapter_facts import adapter_facts
 from tunesmith.recipe.environment import redact
 from tunesmith.recipe.schema import Recipe
@@ -34,7 +34,9 @@ def model_card(recipe: Recipe, run_dir: RunDir) -> str:
 
 def _introduction(recipe: Recipe, verdict: Verdict | None, from_base: dict[str, Any]) -> str:
     base = public_name(recipe.model.name_or_path)
-    licence = "The licence is the base model's" if from_base.get("license") else "No licence was stated: the base model's"
+    licence = (
+        "The licence is the base model's" if from_base.get("license") else "No licence was stated: the base model's"
+    )
     text = (
         f"# {recipe.name}\n\n`{base}`, tuned with [tunesmith](https://github.com/tunesmith/tunesmith). "
         f"{licence}; that of the data applies as well."

@@ -1,8 +1,8 @@
 """Publish to an S3-compatible store: `s3://bucket/prefix/NAME/`, the manifest last.
 
-A reader who finds `manifest.json` finds every file that it names: an earlier manifest is removed before any of its files
-is replaced, and the new one is written when all others are there. A push that broke off goes on when repeated: files
-that are there with the same content are left alone, and of a large file only the parts that are missing are sent.
+A reader who finds `manifest.json` finds every file that it names: an earlier manifest is removed before any of its
+files is replaced, and the new one is written when all others are there. A push that broke off goes on when repeated:
+files that are there with the same content are left alone, and of a large file only missing parts are sent.
 """
 
 from __future__ import annotations
@@ -222,9 +222,7 @@ def _upload(place: Place, name: str, sha256: str) -> tuple[str, dict[int, str]]:
     elif known:
         with contextlib.suppress(ClientError):
             place.client.abort_multipart_upload(Bucket=place.bucket, Key=place.key(name), UploadId=known["id"])
-    begun = place.client.create_multipart_upload(
-        Bucket=place.bucket, Key=place.key(name), Metadata={_SHA256: sha256}
-    )
+    begun = place.client.create_multipart_upload(Bucket=place.bucket, Key=place.key(name), Metadata={_SHA256: sha256})
     _remember(place, name, {"id": begun["UploadId"], "sha256": sha256})
     return str(begun["UploadId"]), {}
 

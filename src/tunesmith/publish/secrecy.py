@@ -17,11 +17,7 @@ def refuse_secrets(package: Package) -> None:
     Raises:
         PublishError: a file holds one; its kind, file and line are named, its value never.
     """
-    found = [
-        (name, finding)
-        for name, path in package.files.items()
-        for finding in find_secrets(_text(path))
-    ]
+    found = [(name, finding) for name, path in package.files.items() for finding in find_secrets(_text(path))]
     if not found:
         return
     name, first = found[0]

@@ -28,9 +28,7 @@ def run(recipe: Recipe, run_dir: RunDir) -> Release:
     """
     assert recipe.publish is not None, "the recipe publishes nothing"
     package = prepare(recipe, run_dir)
-    return Release(
-        targets=tuple(_deliver(recipe.publish, package, run_dir)), manifest_sha256=package.manifest_sha256
-    )
+    return Release(targets=tuple(_deliver(recipe.publish, package, run_dir)), manifest_sha256=package.manifest_sha256)
 
 
 def prepare(recipe: Recipe, run_dir: RunDir) -> Package:

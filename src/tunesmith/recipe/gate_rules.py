@@ -3,7 +3,7 @@
     evaluate.text.exact_match >= 0.9                                 a number of the run against a limit
     evaluate.text.exact_match - evaluate.text.exact_match.base > 0.1 sums, products and parentheses of numbers
     bench.c16.ttft_p95_ms < 3 * bench.c1.ttft_p95_ms                 numbers on both sides
-    improved(evaluate.text.exact_match)                              better than the base model, and no chance (p < 0.05)
+    improved(evaluate.text.exact_match)                              better than the base model, p < 0.05
     not_regressed(evaluate.text.exact_match)                         not worse than the base model beyond chance
     not_regressed(evaluate.text.exact_match, 0.02)                   at most 0.02 worse, with 95 % confidence
 

@@ -76,7 +76,9 @@ def load(path: str | Path, settings: list[str] | None = None, *, needs_variables
         # Rules across fields are checked on what is left without the misfits, so that one run shows every problem.
         recipe = read(Recipe, _without(document, [misfit.path for misfit in misfits]), [])
         wrong = {misfit.path for misfit in misfits}
-        misfits += [m for m in (check(recipe, needs_variables=needs_variables) if recipe else []) if m.path not in wrong]
+        misfits += [
+            m for m in (check(recipe, needs_variables=needs_variables) if recipe else []) if m.path not in wrong
+        ]
         recipe = None
     else:
         misfits += check(recipe, needs_variables=needs_variables)

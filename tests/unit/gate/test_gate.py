@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.gate import stage as gate
 from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict, Weights
+from tunesmith.gate import stage as gate
 from tunesmith.recipe.gate_rules import RuleError, parse_rule
 from tunesmith.recipe.schema import Data, Model, Recipe
 from tunesmith.store.run_dir import RunDir
@@ -80,7 +80,11 @@ def decide(run_dir: RunDir, *rules: str) -> Verdict:
         ("improved(evaluate.text.exact_match)", True, "base 0.04 → tuned 0.91; difference +0.88 (+0.83 … +0.92"),
         ("improved(evaluate.text.jaccard)", False, "p = 0.3) on 198 items"),
         ("improved(evaluate.text.jaccard)", False, "cannot tell"),
-        ("evaluate.text.exact_match - evaluate.text.exact_match.base > 0.5", True, "0.87 > 0.5; evaluate.text.exact_match = 0.91"),
+        (
+            "evaluate.text.exact_match - evaluate.text.exact_match.base > 0.5",
+            True,
+            "0.87 > 0.5; evaluate.text.exact_match = 0.91",
+        ),
         ("2 * (train.first_loss - 0.5) / 4 == 1", True, "1 == 1; train.first_loss = 2.5"),
         ("train.first_loss - 1 - 1 < -train.final_loss + 1", True, "0.5 < 0.6"),
         ("train.final_loss < train.first_loss", True, "0.4 < 2.5; train.final_loss = 0.4; train.first_loss = 2.5"),

@@ -16,7 +16,7 @@ from tunesmith.cli.app import main
 from tunesmith.evaluate.stage import tasks_of
 from tunesmith.gate.names import foreseen, unknown_numbers
 from tunesmith.gate.numbers import numbers
-from tunesmith.recipe.schema import Bench, Data, Evaluate, FunctionCallTask, Model, Recipe, TextTask
+from tunesmith.recipe.schema import Bench, Data, Evaluate, FunctionCallTask, Model, Recipe, TextTask, section
 
 RECIPE = Recipe(
     "r",
@@ -81,16 +81,18 @@ def test_load_test_counts_what_is_foreseen() -> None:
     for level, run in (("c16", LevelRun(concurrency=16)), ("r0.5", LevelRun(rate=0.5))):
         names = {f"bench.{level}.{name}" for name in summarise(run)}
         assert names <= {*known.exact}, names - {*known.exact}
-        assert {n for n in known.exact if n.startswith(f"bench.{level}.")} - names <= {f"bench.{level}.sent_late_p99_ms"}
+        assert {n for n in known.exact if n.startswith(f"bench.{level}.")} - names <= {
+            f"bench.{level}.sent_late_p99_ms"
+        }
 
 
-def test_sections_that_only_the_run_can_name_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclasses.dataclass(frozen=True)
+def test_sections_that_only_the_run_can_name_are_let_through() -> None:
+    @section
     class WithHarness(Evaluate):
-        lm_eval: Any = TextTask(("x",))
+        lm_eval: Any = None
         judge: Any = None
 
-    recipe = dataclasses.replace(RECIPE, evaluate=WithHarness())
+    recipe = dataclasses.replace(RECIPE, evaluate=WithHarness(lm_eval=TextTask(("x",))))
     assert not list(unknown_numbers(dataclasses.replace(recipe, gate=("evaluate.lm_eval.hellaswag.acc > 0.5",))))
     assert list(unknown_numbers(dataclasses.replace(recipe, gate=("evaluate.judge.win_rate > 0.5",))))
 

@@ -1,4 +1,4 @@
-"""Publishing to S3 with the real client against a server that speaks the protocol (moto), through a proxy that fails."""
+"""Publishing to S3: the real client, a server that speaks the protocol (moto), and a proxy that fails between them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-boto3 = pytest.importorskip("boto3", reason="extra `s3`")
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
-
-from tests.fakes.faulty_proxy import Fault, FaultyProxy
+from tests.fakes.faulty_proxy import FaultyProxy
 from tests.unit.publish.publish_case import make_recipe, make_run
-from tunesmith.artifacts import Release
+from tunesmith.artifacts import Release, Weights
 from tunesmith.errors import EnvironmentProblem, PublishError
 from tunesmith.publish import s3, stage
 from tunesmith.recipe.schema import S3Target
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
+
+boto3 = pytest.importorskip("boto3", reason="extra `s3`")
+moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 
 ROOT = Path(__file__).parents[3]
 PART = 5 << 20  # the smallest that S3 takes
@@ -99,7 +99,7 @@ def test_push_again_and_replace(store: Any, server: str, tmp_path: Path) -> None
         store.put_object(Bucket="bucket", Key=f"{WHERE}notes.txt", Body=b"someone's own")
         other = make_run(tmp_path / "other", weights=b"o" * 1000)
         (other.merged / "tokenizer.json").unlink()
-        record = other.load(stage_weights())
+        record = other.load(Weights)
         del record.files["tokenizer.json"]
         other.save(record)
         proxy.requests.clear()
@@ -109,12 +109,6 @@ def test_push_again_and_replace(store: Any, server: str, tmp_path: Path) -> None
         assert f"{WHERE}tokenizer.json" not in there, "a file of the earlier release is gone"
         changing = [request for request in proxy.requests if not request.startswith(("GET", "HEAD"))]
         assert changing[0] == f"DELETE /bucket/{WHERE}manifest.json", "no manifest names files that are being replaced"
-
-
-def stage_weights() -> Any:
-    from tunesmith.artifacts import Weights
-
-    return Weights
 
 
 def test_a_push_killed_in_the_middle_of_a_file_goes_on(store: Any, server: str, tmp_path: Path) -> None:
@@ -177,7 +171,10 @@ def test_a_store_that_stays_broken_loses_nothing(
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits longer and longer
     run = make_run(tmp_path / "run")
-    broken: Fault = lambda request: 500 if "tokenizer" in request and request.startswith("PUT") else None
+
+    def broken(request: str) -> int | None:
+        return 500 if "tokenizer" in request and request.startswith("PUT") else None
+
     with FaultyProxy(server, broken) as proxy:
         with pytest.raises(PublishError, match="InternalError") as raised:
             push(run, proxy.url)
@@ -194,7 +191,9 @@ def test_a_store_that_stays_broken_loses_nothing(
     ("status", "words"), [(403, "the credentials may not do this"), (404, "there is no such bucket")]
 )
 def test_refusals_are_one_clear_error(store: Any, server: str, tmp_path: Path, status: int, words: str) -> None:
-    refused: Fault = lambda request: status if request.startswith("HEAD") and status == 403 else None
+    def refused(request: str) -> int | None:
+        return status if request.startswith("HEAD") and status == 403 else None
+
     bucket = "bucket" if status == 403 else "nobody-made-it"
     with FaultyProxy(server, refused) as proxy, pytest.raises(PublishError, match=words) as raised:
         stage.run(make_recipe(s3=S3Target(f"s3://{bucket}/models", proxy.url)), make_run(tmp_path / "run"))

@@ -77,9 +77,7 @@ def test_planted_tokens_stay_here(
     assert not (tmp_path / "models").exists()
 
 
-def test_values_of_the_recipe_are_references_again_in_the_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_of_the_recipe_are_references_again_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value of an environment variable that reached a record is written as a reference, not refused."""
     monkeypatch.setenv("SOME_API_KEY", "planted-by-environment")
     run = make_run(tmp_path / "run")
