@@ -55,9 +55,9 @@ def inherited(model_path: str) -> dict[str, Any]:
 def _results(scores: Scores) -> Iterator[dict[str, Any]]:
     for task, metrics in scores.tasks.items():
         values = [
-            {"type": metric, "name": metric.replace("_", " "), "value": round(float(record["tuned"]), 6)}
+            {"type": metric, "name": metric.replace("_", " "), "value": round(float(tuned), 6)}
             for metric, record in metrics.items()
-            if isinstance(record.get("tuned"), int | float)
+            if isinstance(tuned := record.get("tuned"), int | float)
         ]
         if values:
             slug = re.sub(r"[^A-Za-z0-9]+", "-", task).strip("-").lower() or "task"

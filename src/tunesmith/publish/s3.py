@@ -212,7 +212,7 @@ def _upload(place: Place, name: str, sha256: str) -> tuple[str, dict[int, str]]:
     known = _remembered(place).get(_slot(place, name), {})
     if known.get("sha256") == sha256:
         with contextlib.suppress(ClientError):  # expired, aborted or completed: begin again
-            there = {}
+            there: dict[int, str] = {}
             pages = place.client.get_paginator("list_parts").paginate(
                 Bucket=place.bucket, Key=place.key(name), UploadId=known["id"]
             )

@@ -129,7 +129,9 @@ def value_of(expression: Expression, numbers: Mapping[str, float]) -> float:
     left, right = value_of(expression.left, numbers), value_of(expression.right, numbers)
     if expression.sign == "/":
         return left / right if right else math.nan
-    return {"+": operator.add, "-": operator.sub, "*": operator.mul}[expression.sign](left, right)
+    if expression.sign == "*":
+        return left * right
+    return left + right if expression.sign == "+" else left - right
 
 
 def parse_rule(text: str) -> Rule:
