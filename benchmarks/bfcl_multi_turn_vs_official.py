@@ -39,6 +39,7 @@ from tunesmith.evaluate.bfcl.multi_turn.apis.surroundings import LongContext
 from tunesmith.evaluate.bfcl.multi_turn.checking import check, scene_of
 from tunesmith.evaluate.bfcl.multi_turn.world import PROGRAMS, methods_of
 
+_MAX_DEPTH = 12
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 Item = tuple[dict[str, Any], list[list[str]]]
 Turns = list[list[list[str]]]
@@ -94,16 +95,18 @@ class Official:
         return results[0], state
 
 
-def plain(value: Any) -> Any:
-    """Return files and directories as lists, everything else as it is."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """Return files and directories as lists, everything else as it is; a directory may hold itself."""
+    if depth > _MAX_DEPTH:
+        return "..."
     if hasattr(value, "contents"):
-        return [value.name, {name: plain(item) for name, item in value.contents.items()}]
+        return [value.name, {name: plain(item, depth + 1) for name, item in value.contents.items()}]
     return [value.name, value.content] if hasattr(value, "content") else value
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
-_STRANGE = ("", "zzz", 0, -1, 10**6, 3.5, True, None, [], ["zzz"], {}, "/", "..", "2024-13-45", "archive", "sort (x)")
+_STRANGE = ("", "zzz", 0, -1, 10**4, 3.5, True, None, [], ["zzz"], {}, "/", "..", "2024-13-45", "archive", "sort (x)")
 
 
 def drop(turns: Turns, draw: random.Random) -> None:
@@ -307,6 +310,8 @@ def sequence(draw: random.Random, program: str) -> Iterator[str]:
 
 def _unordered(result: str) -> str:
     """Return a result with the two places in order where the official text is that of a set."""
+    if "maximum recursion depth exceeded" in result:
+        return "too deep"
     result = re.sub(r"\{('\w+'(?:, '\w+')*)\}", lambda m: str(sorted(m.group(1).split(", "))), result)
     return re.sub(r"(Invalid fields for update: )(.*)", lambda m: m.group(1) + "".join(sorted(m.group(2))), result)
 

@@ -14,6 +14,7 @@ import ast
 import json
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,8 +80,11 @@ class Calls:
     def _parse(self, text: str) -> ast.expr:
         if len(text) > _MAX_CHARACTERS:
             raise WorkLimit(f"a call of {len(text)} characters")
+        self._budget.characters(len(text))
         owned = _METHOD_BEFORE_PARENTHESIS.sub(self._with_owner, text)
-        return ast.parse(owned.lstrip(" \t"), filename="<string>", mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the model's text, to whoever runs this
+            return ast.parse(owned.lstrip(" \t"), filename="<string>", mode="eval").body
 
     def _with_owner(self, match: re.Match[str]) -> str:
         name = match.group(1)

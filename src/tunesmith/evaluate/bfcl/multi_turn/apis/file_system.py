@@ -235,7 +235,7 @@ class GorillaFileSystem:
             raise RecursionError("maximum recursion depth exceeded")
         if isinstance(item, Directory):
             return sum(self._size_bytes(child, depth + 1) for child in item.contents.values())
-        self._budget.characters(len(item.content))
+        self._budget.characters(item.num_characters)
         return len(item.content.encode("utf-8"))
 
     def tail(self, file_name: str, lines: int = 10) -> dict[str, Any]:
@@ -312,7 +312,7 @@ class GorillaFileSystem:
         if command == "mv":
             here.contents.pop(source)
         if isinstance(item, File):
-            self._budget.characters(len(item.content))
+            self._budget.characters(item.num_characters)
             target.add_file(name, item.content)
         else:
             made = target.add_directory(name)
@@ -356,8 +356,9 @@ class GorillaFileSystem:
         item = self._entry(name) if name in self._here.contents else None
         if not isinstance(item, File):
             return None
-        self._budget.characters(len(item.content))
-        return item.content
+        self._budget.characters(item.num_characters)
+        text: str = item.content
+        return text
 
     def _directory_at(self, path: str | None) -> Directory | None:
         """Return the directory at a path, from here or from the root; None when there is none."""

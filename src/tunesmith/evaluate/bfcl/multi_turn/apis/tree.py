@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class File:
     """A name with text."""
 
-    def __init__(self, name: str, content: str = "") -> None:
+    def __init__(self, name: str, content: Any = "") -> None:
         self.name, self.content = name, content
+
+    @property
+    def num_characters(self) -> int:
+        """How much text there is; what was written need not be text."""
+        return len(self.content) if isinstance(self.content, str) else 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, File) and (self.name, self.content) == (other.name, other.content)
@@ -27,7 +34,7 @@ class Directory:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def add_file(self, name: str, content: str = "") -> None:
+    def add_file(self, name: str, content: Any = "") -> None:
         """Make a file.
 
         Raises:
