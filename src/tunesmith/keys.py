@@ -9,7 +9,8 @@ from typing import Any
 
 from tunesmith.artifacts import Artifact
 from tunesmith.recipe.effects import WITHOUT_EFFECT
-from tunesmith.recipe.schema import Evaluate, Recipe, Source
+from tunesmith.recipe.environment import expand
+from tunesmith.recipe.schema import Evaluate, LmEval, Recipe, Source
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import HashCache, fingerprint
 from tunesmith.store.run_dir import cache_root
@@ -49,10 +50,20 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
         model=_model(recipe, model_path, cache),
         files={
             "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
-            "evaluate": hashes([Source(path) for task in tasks for path in task.files]),
+            "evaluate": hashes([Source(path) for task in tasks for path in task.files])
+            | _task_files(evaluate.lm_eval if evaluate else None, cache),
             "bench": hashes([Source(path) for path in bench.prompts]) if bench else {},
         },
     )
+
+
+def _task_files(harness: LmEval | None, cache: HashCache) -> dict[str, str]:
+    """Return the hashes of the files that lie under `evaluate.lm_eval.include_path`: tasks, and data beside them."""
+    if harness is None or harness.include_path is None:
+        return {}
+    directory = Path(expand(harness.include_path)).expanduser()
+    found = [file for file in sorted(directory.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
+    return {str(file): cache.sha256(file) for file in found}
 
 
 def _model(recipe: Recipe, path: Path, cache: HashCache) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tunesmith.artifacts import (
 from tunesmith.errors import GateFailed, Interrupted, TunesmithError
 from tunesmith.gate.names import refuse_unknown
 from tunesmith.lineage import command_line, lineage
-from tunesmith.planning import gather_facts
+from tunesmith.planning import benchmarks, gather_facts
 from tunesmith.recipe.dump import dump_recipe, dump_yaml
 from tunesmith.recipe.environment import redact
 from tunesmith.recipe.load import Loaded
@@ -171,6 +171,7 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
     refuse_unknown(loaded)
     model_path, facts = gather_facts(loaded.recipe)
     recipe, decisions = resolve(loaded.recipe, facts)
+    benchmarks(recipe)  # a name misspelt shows now, not after hours of training
     inputs = keys.gather(recipe, model_path)
     run_dir, is_new = _directory(recipe, inputs, new)
     with run_dir.locked(), contextlib.ExitStack() as stack:

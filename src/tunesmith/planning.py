@@ -22,6 +22,7 @@ from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.memory import Lengths, MemoryEstimate, estimate_memory, num_trainable_parameters
 from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
+from tunesmith.store.run_dir import cache_root
 
 _OPTIONAL_PACKAGES = ("vllm", "flash_attn", "bitsandbytes")
 
@@ -40,6 +41,7 @@ class Plan:
     memory: MemoryEstimate
     hardware: Hardware
     stages: list[str]
+    benchmarks: list[str]  # tasks of lm-evaluation-harness, as it calls them
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan for machines: the same numbers, unrounded."""
@@ -55,6 +57,7 @@ class Plan:
             "data": dataclasses.asdict(self.data),
             "train": {"num_steps": self.num_steps, "tokens_in_all": self._tokens_in_all()},
             "memory_bytes": self.memory.to_json(),
+            "benchmarks": self.benchmarks,
             "device": {"kind": self.hardware.device, "name": self.hardware.device_name},
             "decisions": [{"key": d.key, "value": d.value, "reason": d.reason} for d in self.decisions],
         }
@@ -83,6 +86,8 @@ class Plan:
             ("memory", self.memory.sentence()),
             ("device", self.hardware.sentence()),
         ]
+        if self.benchmarks:
+            rows.append(("lm_eval", ", ".join(self.benchmarks)))
         lines = [f"{self.recipe.name}", *(f"  {name:<8} {value}" for name, value in rows)]
         lines += [f"  note     {note}" for note in self.data.notes]
         if self.decisions:
@@ -154,4 +159,21 @@ def plan(recipe: Recipe) -> Plan:
         memory=estimate_memory(resolved, facts, lengths, steps),
         hardware=hardware,
         stages=stages + (["publish"] if resolved.publish else []),
+        benchmarks=benchmarks(resolved),
     )
+
+
+def benchmarks(recipe: Recipe) -> list[str]:
+    """Return what lm-evaluation-harness would run. Costs 10 s the first time, when its own tasks are among them.
+
+    Raises:
+        RecipeError: a task is unknown, or runs programs without leave to.
+        EnvironmentProblem: the harness is not installed.
+    """
+    if recipe.evaluate is None or recipe.evaluate.lm_eval is None:
+        return []
+    from tunesmith.evaluate.lm_eval.catalogue import catalogue
+
+    settings = recipe.evaluate.lm_eval
+    chosen = catalogue(settings, cache_root(recipe.output_dir) / "lm_eval").choose(settings)
+    return [f"{task.name} ({len(task.leaves)} tasks)" if task.is_group else task.name for task in chosen]

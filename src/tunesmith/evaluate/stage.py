@@ -17,6 +17,7 @@ from tunesmith.artifacts import Scores, Serving, Weights, Which
 from tunesmith.evaluate.client import Patience
 from tunesmith.evaluate.function_calls import FunctionCalls
 from tunesmith.evaluate.interview import Interview, Model, request_parts, what_answers_depend_on
+from tunesmith.evaluate.lm_eval.measure import Findings, Harness
 from tunesmith.evaluate.summary import Outcome, failures, summarise
 from tunesmith.evaluate.task import Item, Task, Transcript
 from tunesmith.evaluate.text import TextAnswers
@@ -45,6 +46,10 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
     items = [task.items() for task in tasks]
     everything = [item for of_task in items for item in of_task]
     models: tuple[Which, ...] = ("base", "tuned") if recipe.evaluate.base_model else ("tuned",)
+    harness = Harness(recipe, run_dir, serving) if recipe.evaluate.lm_eval else None
+    if harness and harness.loads_weights:  # before a server holds them, too
+        for which in models:
+            harness.measure(which)
     said: dict[Which, list[Transcript]] = {}
     for which in models:
         interview = Interview(
@@ -54,6 +59,8 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
             patience=patience or Patience(),
         )
         said[which] = interview.transcripts(everything)
+        if harness and not harness.loads_weights:
+            harness.measure(which)
 
     numbers: dict[str, dict[str, dict[str, float | int | str | None]]] = {}
     mistakes: dict[str, dict[str, dict[str, int]]] = {}
@@ -65,12 +72,14 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
         mistakes[task.name] = {which: failures(of_model) for which, of_model in outcomes.items()}
         _write_items(run_dir.items(task.name), of_task, outcomes)
         begin = end
+    of_harness = harness.findings() if harness else Findings()
+    num_unanswered = sum(it.answer.may_succeed_later for of_model in said.values() for it in of_model)
     return Scores(
-        tasks=numbers,
-        items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks},
+        tasks=numbers | of_harness.tasks,
+        items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks} | of_harness.items,
         seconds=round(time.monotonic() - started, 3),
-        failures=mistakes,
-        num_unanswered=sum(it.answer.may_succeed_later for of_model in said.values() for it in of_model),
+        failures=mistakes | of_harness.failures,
+        num_unanswered=num_unanswered + of_harness.num_unfinished,
         template_fingerprint=template_fingerprint,
     )
 

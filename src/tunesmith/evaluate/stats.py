@@ -18,6 +18,7 @@ Combine = Callable[[Array], Array]
 Verdict = Literal["improved", "regressed", "cannot tell"]
 
 SIGNIFICANCE = 0.05
+Z_95 = 1.959963984540054  # of the normal distribution, two-sided
 NUM_RESAMPLES = 4000
 NUM_SHUFFLES = 9999
 _CELLS_AT_ONCE = 4_000_000  # resamples x items held in memory
@@ -30,7 +31,7 @@ def wilson_interval(num_correct: int, num_items: int) -> tuple[float, float]:
     """
     if num_items == 0:
         return 0.0, 1.0
-    z = 1.959963984540054
+    z = Z_95
     share, scale = num_correct / num_items, z * z / num_items
     centre = (share + scale / 2) / (1 + scale)
     half = z / (1 + scale) * math.sqrt(share * (1 - share) / num_items + scale / (4 * num_items))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 from tunesmith.recipe.environment import referenced_variables
 from tunesmith.recipe.gate_rules import Changed, RuleError, parse_rule
+from tunesmith.recipe.harness_names import is_known_to_run_code
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.secrets import looks_like_a_secret
 from tunesmith.recipe.targets import expression_of
@@ -145,8 +147,9 @@ def merged_weights_keep_full_precision(recipe: Recipe) -> Iterator[Misfit]:
 
 
 def evaluation_has_a_task(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.evaluate and not (recipe.evaluate.text or recipe.evaluate.function_calls):
-        yield Misfit(("evaluate",), "`evaluate` has no task", "add `text:` or `function_calls:`, or remove the section")
+    if recipe.evaluate and not (recipe.evaluate.text or recipe.evaluate.function_calls or recipe.evaluate.lm_eval):
+        do = "add `text:`, `function_calls:` or `lm_eval:`, or remove the section"
+        yield Misfit(("evaluate",), "`evaluate` has no task", do)
 
 
 def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
@@ -158,9 +161,42 @@ def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
     if evaluate and evaluate.function_calls and not evaluate.function_calls.files:
         at: KeyPath = ("evaluate", "function_calls", "files")
         yield Misfit(at, "`evaluate.function_calls.files` is empty", "name at least one file")
+    if evaluate and evaluate.lm_eval and not evaluate.lm_eval.tasks:
+        yield Misfit(("evaluate", "lm_eval", "tasks"), "`evaluate.lm_eval.tasks` is empty", "name a task: [gsm8k]")
     if recipe.bench and not recipe.bench.concurrency and not recipe.bench.rates:
         what = "`bench.concurrency` is empty, and there are no `bench.rates`"
         yield Misfit(("bench", "concurrency"), what, "e.g. [16, 32]")
+
+
+def programs_are_run_only_when_allowed(recipe: Recipe) -> Iterator[Misfit]:
+    harness = recipe.evaluate.lm_eval if recipe.evaluate else None
+    for index, task in enumerate(harness.tasks if harness and not harness.allow_code_execution else ()):
+        if is_known_to_run_code(task):
+            what = f"the task {task!r} runs programs that the model writes, and `allow_code_execution` is false"
+            do = "read docs/lm-eval.md on what the sandbox holds, then set `allow_code_execution: true`"
+            yield Misfit(("evaluate", "lm_eval", "tasks", index), what, do)
+
+
+_OURS_IN_THE_HARNESS = {
+    "model": "`evaluate.lm_eval.backend`",
+    "model_args": "`model` and `serve`",
+    "device": "what the machine has",
+    "output_path": "the run directory",
+    "use_cache": "the run directory",
+    "log_samples": "nothing: samples are always kept",
+    "confirm_run_unsafe_code": "`evaluate.lm_eval.allow_code_execution`",
+    "trust_remote_code": "`model.trust_remote_code`",
+}
+
+
+def harness_settings_have_one_place(recipe: Recipe) -> Iterator[Misfit]:
+    harness = recipe.evaluate.lm_eval if recipe.evaluate else None
+    own = {f.name: f"`evaluate.lm_eval.{f.name}`" for f in fields(harness)} if harness else {}
+    for key in harness.extra if harness else ():
+        if key in own or key in _OURS_IN_THE_HARNESS:
+            what = f"`evaluate.lm_eval.extra.{key}` has a place of its own"
+            do = f"it follows from {own.get(key) or _OURS_IN_THE_HARNESS[key]}; leave it out here"
+            yield Misfit(("evaluate", "lm_eval", "extra", key), what, do, on_key=True)
 
 
 def levels_of_load_differ(recipe: Recipe) -> Iterator[Misfit]:
@@ -249,6 +285,8 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     evaluation_has_a_task,
     lists_are_not_empty,
     levels_of_load_differ,
+    programs_are_run_only_when_allowed,
+    harness_settings_have_one_place,
     load_test_reaches_its_level,
     gate_rules_can_be_read,
     publish_has_a_target,

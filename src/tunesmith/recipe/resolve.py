@@ -28,15 +28,23 @@ def resolve(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[Decision]]:
     """Return the recipe without any `auto`, and the decisions in the order of its keys."""
     decisions: list[Decision] = []
     for key, decide in _DECISIONS.items():
-        section, name = key.split(".")
-        current = getattr(getattr(recipe, section), name)
-        if current != "auto":
-            continue
-        value, reason = decide(recipe, facts)
-        replaced = dataclasses.replace(getattr(recipe, section), **{name: value})
-        recipe = dataclasses.replace(recipe, **{section: replaced})
-        decisions.append(Decision(key, value, reason))
+        if _value(recipe, key.split(".")) == "auto":
+            value, reason = decide(recipe, facts)
+            recipe = _replaced(recipe, key.split("."), value)
+            decisions.append(Decision(key, value, reason))
     return recipe, decisions
+
+
+def _value(section: Any, names: list[str]) -> Any:
+    """Return what stands under a key; None where a section on the way was not asked for."""
+    for name in names:
+        section = getattr(section, name) if section is not None else None
+    return section
+
+
+def _replaced(section: Any, names: list[str], value: Any) -> Any:
+    first, *rest = names
+    return dataclasses.replace(section, **{first: _replaced(getattr(section, first), rest, value) if rest else value})
 
 
 def _dtype(recipe: Recipe, facts: Facts) -> tuple[str, str]:
@@ -126,13 +134,25 @@ def _port(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     return 0, "a free port is taken when the server starts"
 
 
+def _harness_backend(recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    if recipe.serve.engine == "vllm":
+        return "endpoint", "vLLM fills the GPU with many requests at a time, and gives the log probabilities of prompts"
+    return "checkpoint", "the harness loads the weights itself, with no server in between"
+
+
+_FEW_SHOT_TOKENS = 4096  # five worked examples of MMLU's longest subjects take 3,000
+
+
 def _max_model_len(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     answers = [task.max_tokens for task in _tasks(recipe)] + ([recipe.bench.max_tokens] if recipe.bench else [])
     wanted = recipe.data.max_length + max(answers, default=256)
-    limit = facts.max_position_embeddings
+    limit, reason = facts.max_position_embeddings, "data.max_length and the longest answer asked for"
+    harness = recipe.evaluate.lm_eval if recipe.evaluate else None
+    if harness and harness.backend == "endpoint" and wanted < _FEW_SHOT_TOKENS:
+        wanted, reason = _FEW_SHOT_TOKENS, "room for the few-shot prompts of evaluate.lm_eval"
     if limit is not None and wanted > limit:
         return limit, f"the model's own limit (max_length and the longest answer make {wanted})"
-    return wanted, "data.max_length and the longest answer asked for"
+    return wanted, reason
 
 
 def _tasks(recipe: Recipe) -> list[Any]:
@@ -152,5 +172,6 @@ _DECISIONS = {
     "train.per_device_train_batch_size": _micro_batch,
     "serve.engine": _engine,
     "serve.port": _port,
+    "evaluate.lm_eval.backend": _harness_backend,
     "serve.max_model_len": _max_model_len,
 }

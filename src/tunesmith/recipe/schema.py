@@ -250,6 +250,37 @@ class FunctionCallTask:
     """Longest answer in tokens."""
 
 
+HarnessSetting = int | float | bool | str | tuple[str, ...]
+
+
+@section
+class LmEval:
+    """Benchmarks of lm-evaluation-harness, run as a process of its own; the files it writes are kept as they are."""
+
+    tasks: tuple[str, ...]
+    """Tasks, groups and tags as the harness names them (`gsm8k`, `mmlu`), or as people do (`GSM8K`, `ARC`)."""
+    num_fewshot: NonNegativeInt | None = None
+    """Worked examples in the prompt; by default what each task says."""
+    limit: PositiveInt | None = None
+    """Ask the first items of each task only. For trying out: such numbers compare with no published ones."""
+    include_path: str | None = None
+    """Directory with task files of your own, in the harness's YAML format."""
+    apply_chat_template: bool = False
+    """Put prompts into the chat template, few-shot examples as turns. Recorded beside every number."""
+    backend: Auto | Literal["endpoint", "checkpoint"] = "auto"
+    """Ask the served model, or let the harness load the weights itself."""
+    batch_size: PositiveInt = 8
+    """Prompts per forward pass of `checkpoint`; an endpoint gets `evaluate.concurrency` requests of one prompt each."""
+    gen_kwargs: dict[str, HarnessSetting] = field(default_factory=dict)
+    """Generation settings in place of the tasks' own: `{max_gen_toks: 512, temperature: 0}`."""
+    allow_code_execution: bool = False
+    """Run the programs a model writes (HumanEval, MBPP), in a sandbox without network (docs/lm-eval.md)."""
+    python: str | None = None
+    """Interpreter that has lm_eval when it cannot live beside other packages; by default the one that runs this."""
+    extra: dict[str, HarnessSetting] = field(default_factory=dict)
+    """More settings, as in the harness's own configuration file: `{system_instruction: Be brief.}`."""
+
+
 @section
 class Evaluate:
     """What is measured on the tuned model, always beside the base model."""
@@ -258,6 +289,7 @@ class Evaluate:
     """Measure the base model on the same items, too."""
     text: TextTask | None = None
     function_calls: FunctionCallTask | None = None
+    lm_eval: LmEval | None = None
     concurrency: PositiveInt = 16
     """Requests in flight."""
 

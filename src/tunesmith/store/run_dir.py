@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -136,6 +137,10 @@ class RunDir:
     def items(self, task: str) -> Path:
         """Per-item results of an evaluation task."""
         return self.stage("evaluate") / f"{task}.items.jsonl"
+
+    def harness(self, which: str, name: str) -> Path:
+        """What lm-evaluation-harness works with and leaves for one model: a task's directory, or a file beside them."""
+        return self.stage("evaluate") / "lm_eval" / which / re.sub(r"[^\w.-]", "_", name)
 
     def stage(self, name: str) -> Path:
         """The directory of one stage."""

@@ -1,0 +1,216 @@
+"""The room's door against a stand-in for the harness's interpreter: what is asked, kept, told and left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import harness_python
+from tests.fakes.scripted_chat_server import Reply, ScriptedChatServer
+from tunesmith.artifacts import Endpoint, Scores, Weights
+from tunesmith.errors import EnvironmentProblem, EvaluateError, RecipeError
+from tunesmith.evaluate import stage
+from tunesmith.evaluate.lm_eval import process
+from tunesmith.evaluate.lm_eval.measure import check_logprobs
+from tunesmith.recipe.schema import Data, Evaluate, LmEval, Model, Recipe
+from tunesmith.store.run_dir import RunDir
+
+EVERYTHING = [f"{which} fake_{task}" for which in ("base", "tuned") for task in "abc"]
+
+
+class NoServing:
+    def endpoint(self, which: str) -> Endpoint:
+        raise AssertionError("no server is needed")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.write_run({"lineage": {"model": {"weights": "w1", "rest": "r1"}}})
+    run_dir.save(Weights("merge/model", "base", {"model.safetensors": "abc"}, 3))
+    return run_dir
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    (tmp_path / "base").mkdir()
+    harness_python.write(tmp_path / "fake")
+    return tmp_path / "fake"
+
+
+def recipe(fake: Path, *tasks: str, **settings: Any) -> Recipe:
+    harness = LmEval(tasks or ("fake_a", "fake_b", "fake_c"), backend="checkpoint", python=str(fake / "python"))
+    model = Model(str(fake.parent / "base"), dtype="float32")
+    evaluate = Evaluate(lm_eval=LmEval(**(vars_of(harness) | settings)))
+    return Recipe("r", model, Data(()), output_dir=str(fake.parent / "outputs"), evaluate=evaluate)
+
+
+def vars_of(harness: LmEval) -> dict[str, Any]:
+    import dataclasses
+
+    return {field.name: getattr(harness, field.name) for field in dataclasses.fields(harness)}
+
+
+def run(fake: Path, run_dir: RunDir, *tasks: str, **settings: Any) -> Scores:
+    return stage.run(recipe(fake, *tasks, **settings), run_dir, NoServing())
+
+
+def test_base_and_tuned_are_measured_and_compared(fake: Path, run_dir: RunDir) -> None:
+    scores = run(fake, run_dir)
+    assert harness_python.asked(fake) == EVERYTHING
+    record = scores.tasks["lm_eval.fake_b"]["exact_match"]
+    assert (record["base"], record["tuned"], record["num_fixed"], record["num_broken"]) == (0.5, 1.0, 4, 0)
+    assert (record["p_value"], record["verdict"], record["num_pairs"]) == (0.125, "cannot tell", 8)
+    assert (record["base_stderr"], record["backend"], record["harness"]) == (0.1, "checkpoint", "lm_eval 0.4.13")
+    assert scores.num_unanswered == 0
+
+
+def test_nothing_is_done_twice_and_changes_are_seen(fake: Path, run_dir: RunDir) -> None:
+    run(fake, run_dir)
+    run(fake, run_dir)
+    assert harness_python.asked(fake) == EVERYTHING
+    run(fake, run_dir, "fake_c", "fake_choice")  # one known, one new
+    assert harness_python.asked(fake)[6:] == ["base fake_choice", "tuned fake_choice"]
+    run(fake, run_dir, num_fewshot=3)
+    assert harness_python.asked(fake)[8:] == EVERYTHING
+    run_dir.save(Weights("merge/model", "base", {"model.safetensors": "trained again"}, 3))
+    run(fake, run_dir, num_fewshot=3)
+    assert harness_python.asked(fake)[14:] == EVERYTHING[3:]
+
+
+def test_a_task_that_fails_costs_its_own_numbers_only(
+    fake: Path, run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fake / "fake_b.py").write_text("print('the data set is gone', file=sys.stderr); sys.exit(3)")
+    scores = run(fake, run_dir)
+    assert harness_python.asked(fake) == EVERYTHING
+    assert sorted(scores.tasks) == ["lm_eval.fake_a", "lm_eval.fake_c"]
+    assert scores.num_unanswered == 2 and scores.failures["lm_eval.fake_b"]["tuned"] == {"harness_failed": 1}
+    told = capsys.readouterr().err
+    assert "could not finish fake_b with the base model" in told and "the data set is gone" in told
+
+    (fake / "fake_b.py").unlink()
+    assert sorted(run(fake, run_dir).tasks) == ["lm_eval.fake_a", "lm_eval.fake_b", "lm_eval.fake_c"]
+    assert harness_python.asked(fake)[6:] == ["base fake_b", "tuned fake_b"]
+
+
+def test_when_everything_fails_the_stage_does(fake: Path, run_dir: RunDir) -> None:
+    (fake / "fake_a.py").write_text("print('no such model', flush=True); os._exit(1)")
+    with pytest.raises(EvaluateError) as caught:
+        run(fake, run_dir, "fake_a")
+    assert "no such model" in caught.value.what and "harness.log" in caught.value.what
+
+
+def test_the_configuration_is_the_harness_s_own(fake: Path, run_dir: RunDir) -> None:
+    import yaml
+
+    settings = {"limit": 5, "gen_kwargs": {"max_gen_toks": 7}, "extra": {"system_instruction": "yes"}, "num_fewshot": 0}
+    run(fake, run_dir, "fake_a", **settings)
+    config = yaml.safe_load((run_dir.harness("tuned", "fake_a") / "config.yaml").read_text())
+    assert config["model"] == "hf" and config["model_args"]["dtype"] == "float32"
+    assert config["model_args"]["pretrained"] == str(run_dir.path.absolute() / "merge" / "model")
+    assert (config["limit"], config["num_fewshot"], config["system_instruction"]) == (5, 0, "yes")
+    assert config["gen_kwargs"] == {"max_gen_toks": 7} and config["apply_chat_template"] is False
+    assert config["log_samples"] is True and "confirm_run_unsafe_code" not in config
+
+
+def test_an_unknown_task_stops_before_anything_runs(fake: Path, run_dir: RunDir) -> None:
+    with pytest.raises(RecipeError, match="did you mean fake_"):
+        run(fake, run_dir, "fake_d")
+    assert harness_python.asked(fake) == []
+
+
+def test_an_interpreter_that_is_not_there(fake: Path, run_dir: RunDir) -> None:
+    with pytest.raises(EnvironmentProblem, match="cannot be started"):
+        run(fake, run_dir, python=str(fake / "nowhere"))
+    bare = fake / "bare"
+    bare.write_text(f"#!{sys.executable}\nimport sys\nsys.exit(1)\n")
+    bare.chmod(0o755)
+    with pytest.raises(EnvironmentProblem, match="not installed"):
+        run(fake, run_dir, python=str(bare))
+
+
+def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(fake: Path, run_dir: RunDir) -> None:
+    (fake / "fake_b.py").write_text("Path(HERE / 'pid').write_text(str(os.getpid())); time.sleep(60)")
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from tests.unit.evaluate.test_lm_eval_measure import run, RunDir\n"
+        "run(Path(sys.argv[1]), RunDir(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", program, str(fake), str(run_dir.path)]
+    for number in (signal.SIGKILL, signal.SIGINT):
+        (fake / "pid").unlink(missing_ok=True)
+        first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        harness = int(wait_for(fake / "pid"))
+        first.send_signal(number)
+        first.wait(30)
+        limit = time.monotonic() + 20
+        while alive(harness) and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert not alive(harness)
+    (fake / "fake_b.py").unlink()
+    run(fake, run_dir)
+    assert harness_python.asked(fake) == ["base fake_a", "base fake_b", "base fake_b", *EVERYTHING[1:]]
+
+
+def wait_for(path: Path) -> str:
+    limit = time.monotonic() + 30
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_progress_is_read_from_the_harness_s_bars() -> None:
+    with process.Follower("tuned") as follower:
+        follower.feed(b"@ task gsm8k\nloading\rRunning generate_until requests:  20%|##    | 2/10 [00:01<")
+        follower.feed(b"00:04,  2.00it/s]\rRunning generate_until requests:  70%|##    | 7/10 [00:03<00:01]\r")
+        assert follower._bar is not None
+        assert (follower._bar.title, follower._bar.done, follower._bar.total) == ("tuned gsm8k", 7, 10)
+        follower.feed(b"Checking cached requests:  70%|##    | 9/9 [00:03<00:01]\nTraceback\n  boom\n")
+        assert follower._bar.done == 7
+    assert follower.last_lines().split() == ["loading", "Traceback", "boom"]
+
+
+def test_whatever_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open(sys.argv[1], 'w').write(str(p.pid))"
+    process.run([sys.executable, "-c", child, str(tmp_path / "pid")], tmp_path / "log", {}, title="t")
+    limit = time.monotonic() + 10
+    while alive(int((tmp_path / "pid").read_text())) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_signal_is_told(tmp_path: Path) -> None:
+    with pytest.raises(process.HarnessFailed, match="signal 9"):
+        kill = f"import os; os.kill(os.getpid(), {signal.SIGKILL:d})"
+        process.run([sys.executable, "-c", kill], tmp_path / "log", dict(os.environ), title="t")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Reply(b'{"choices": [{"text": "a", "logprobs": null}]}'), "TypeError"),
+        (Reply(b'{"choices": [{"logprobs": {"token_logprobs": [-1.0]}}]}'), "its own tokens only"),
+        (Reply(b"{}", status=404), "404"),
+        (Reply(b"<html>"), "JSONDecodeError"),
+    ],
+)
+def test_an_endpoint_without_log_probabilities_is_refused(answer: Reply, reason: str) -> None:
+    with ScriptedChatServer(lambda request, number: answer) as server, pytest.raises(EvaluateError) as caught:
+        check_logprobs(server.endpoint("tuned"))
+    assert reason in caught.value.what and "backend: checkpoint" in caught.value.do
