@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE_LINES, FUNCTION_LINES, PARAMETERS, RECIPE_FIELDS = 400, 60, 7, 120
+FILE_LINES, FUNCTION_LINES, PARAMETERS, RECIPE_FIELDS = 400, 60, 7, 130
 
 EXCEPTIONS = {
     "src/tunesmith/recipe/schema.py": "600 lines: one class per section, read top to bottom",
