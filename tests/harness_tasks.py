@@ -70,6 +70,59 @@ metadata:
 """
 
 
+_PROGRAMS = """\
+task: tiny_programs
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: generate_until
+unsafe_code: true
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{program}}}}"
+process_results: !function scoring.run_program
+filter_list:
+  - name: run
+    filter:
+      - function: custom
+        filter_fn: !function scoring.run_in_filter
+generation_kwargs:
+  until: ["\\n"]
+  max_gen_toks: 4
+  do_sample: false
+metric_list:
+  - metric: passed
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+_SCORING = """\
+import subprocess, sys
+
+def run_in_filter(resps, docs):
+    for doc in docs:
+        subprocess.run([sys.executable, "-c", doc["in_filter"]], timeout=60)
+    return [resp[0] for resp in resps]
+
+def run_program(doc, results):
+    done = subprocess.run([sys.executable, "-c", doc["program"]], timeout=60)
+    return {"passed": float(done.returncode == 0)}
+"""
+
+
+def write_programs(directory: Path, programs: list[str], in_filter: str) -> Path:
+    """Write the task `tiny_programs`, which runs a program per row when it scores, and one more in its filter."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"question": f"Write program {i}:", "program": text, "in_filter": in_filter} for i, text in enumerate(programs)
+    ]
+    (directory / "programs.yaml").write_text(_PROGRAMS.format(file=_rows(directory / "programs.jsonl", rows)))
+    (directory / "scoring.py").write_text(_SCORING)
+    return directory
+
+
 def write(directory: Path) -> Path:
     """Write the tasks `tiny_colours` and `tiny_sizes` (in the group `tiny_group`) and `tiny_sums`, with their data."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ if sys.argv[1] == "-c":
     sys.exit()
 if sys.argv[2] == "names":
     names = {{"fake_" + n: ["task", [], "generate_until", False, False, []] for n in ("a", "b", "c")}}
+    names["fake_code"] = ["task", [], "generate_until", True, False, []]
+    names["fake_drawn"] = ["task", [], "generate_until", True, True, []]
     names["fake_choice"] = ["task", [], "multiple_choice", False, False, []]
     Path(sys.argv[3]).write_text(json.dumps({{"version": "0.4.13", "names": names}}))
     sys.exit()
@@ -30,12 +32,18 @@ for file in order["configs"]:
     config = yaml.safe_load(Path(file).read_text())
     (task,) = config["tasks"]
     print("@ task", task, flush=True)
-    with (HERE / "asked.txt").open("a") as asked:
-        asked.write(Path(file).parent.parent.name + " " + task + "\\n")
+    directory = Path(config["output_path"]).parent
+    try:
+        with (HERE / "asked.txt").open("a") as asked:
+            asked.write(Path(file).parent.parent.name + " " + task + "\\n")
+    except OSError:
+        pass  # in the sandbox
+    if order.get("answers_only"):
+        Path(config["use_cache"] + "_rank0.db").write_bytes(b"answers")
+        continue
     script = HERE / (task + ".py")
     if script.exists():
         exec(script.read_text())
-    directory = Path(config["output_path"]).parent
     tuned = directory.parent.name == "tuned"
     lines = []
     for i in range(8):

@@ -6,6 +6,7 @@ task scores has to be equal to the last digit; log probabilities come from other
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -157,3 +158,25 @@ def test_an_endpoint(world: World) -> None:
     assert_equal(scores, reference, "endpoint")
     ours = likelihoods(world.path / "endpoint" / "evaluate" / "lm_eval" / "tuned")
     assert ours == pytest.approx(reference["likelihoods"], abs=1e-3)
+
+
+def test_programs_run_where_they_can_do_no_harm(world: World) -> None:
+    """The real harness scores rows whose programs try to write outside: what passes, passes; the canaries live."""
+    canary = world.path / "canary"
+    canary.mkdir()
+    attempt = f"open({str(canary)!r} + '/written', 'w')"
+    programs = ["assert 1 + 1 == 2", "assert 1 + 1 == 3", attempt, "open('here', 'w').write('x')"]
+    directory = harness_tasks.write_programs(world.path / "programs", programs, in_filter=attempt)
+    settings = LmEval(
+        ("tiny_programs",), include_path=str(directory), backend="checkpoint", batch_size=4, allow_code_execution=True
+    )
+    recipe = world.recipe("checkpoint")
+    recipe = dataclasses.replace(recipe, evaluate=Evaluate(lm_eval=settings, base_model=False))
+    scores = stage.run(recipe, world.run_dir("with-programs"), None)  # type: ignore[arg-type]
+    record = scores.tasks["lm_eval.tiny_programs"]["passed"]
+    if record["sandbox"] == "limits only":
+        pytest.skip("the kernel makes no namespaces here")
+    assert record["tuned"] == 0.5 and record["num_items"] == 4
+    lines = [json.loads(line) for line in (world.path / "with-programs" / scores.items["lm_eval.tiny_programs"]).open()]
+    assert [line["tuned"]["correct"] for line in lines] == [True, False, False, True]
+    assert list(canary.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -119,6 +120,69 @@ def test_the_configuration_is_the_harness_s_own(fake: Path, run_dir: RunDir) -> 
     assert (config["limit"], config["num_fewshot"], config["system_instruction"]) == (5, 0, "yes")
     assert config["gen_kwargs"] == {"max_gen_toks": 7} and config["apply_chat_template"] is False
     assert config["log_samples"] is True and "confirm_run_unsafe_code" not in config
+
+
+def test_programs_are_scored_in_the_sandbox(fake: Path, run_dir: RunDir) -> None:
+    """What stands for the scoring tries to do harm; what is outside stays, and the harness's files come back."""
+    canary = fake / "canary"
+    canary.write_text("alive")
+    (fake / "fake_code.py").write_text(
+        "found = {'answers': Path(config['use_cache'] + '_rank0.db').read_bytes().decode(), 'model': config['model']}\n"
+        "try:\n    (HERE / 'canary').write_text('dead')\nexcept OSError as error:\n    found['canary'] = str(error)\n"
+        "found['environment'] = dict(os.environ)\n"
+        "(directory / 'samples.jsonl.told').write_text(json.dumps(found))\n"
+        "print('told', json.dumps(found), flush=True)\n"
+    )
+    scores = run(fake, run_dir, "fake_a", "fake_code", allow_code_execution=True)
+    assert harness_python.asked(fake) == ["base fake_a", "base fake_code", "tuned fake_a", "tuned fake_code"]
+    record = scores.tasks["lm_eval.fake_code"]["exact_match"]
+    log = (run_dir.harness("tuned", "harness.log")).read_text()
+    found = json.loads(next(line for line in log.splitlines() if line.startswith("told"))[5:])
+    assert (found["answers"], found["model"]) == ("answers", "local-completions")
+    assert "HF_TOKEN" not in found["environment"] and found["environment"]["HF_ALLOW_CODE_EVAL"] == "1"
+    if record["sandbox"] != "limits only":
+        assert canary.read_text() == "alive" and "Read-only" in found["canary"]
+        assert str(record["sandbox"]).startswith("no network")
+    assert "sandbox" not in scores.tasks["lm_eval.fake_a"]["exact_match"]
+    run(fake, run_dir, "fake_code", allow_code_execution=True)
+    assert len(harness_python.asked(fake)) == 4
+
+
+@pytest.mark.parametrize(
+    "mischief",
+    [
+        "(directory / 'results.json').symlink_to('/etc/passwd')",
+        "os.mkfifo(directory / 'results.json')",
+        "(directory / 'samples.jsonl').symlink_to(HERE / 'python')",
+    ],
+)
+def test_what_comes_out_of_the_sandbox_is_plain_files(fake: Path, run_dir: RunDir, mischief: str) -> None:
+    done = "{'version': '0.4.13', 'results': 'results.json', 'samples': {task: 'samples.jsonl'}}"
+    finish = f"\n(directory / 'done.json').write_text(json.dumps({done}))\nsys.exit(0)\n"
+    (fake / "fake_code.py").write_text(mischief + finish)
+    with pytest.raises(EvaluateError, match="could not finish fake_code"):
+        run(fake, run_dir, "fake_code", allow_code_execution=True)
+    assert not (run_dir.harness("base", "fake_code") / "done.json").exists()
+
+
+def test_names_out_of_the_sandbox_stay_in_their_directory(fake: Path, run_dir: RunDir) -> None:
+    done = "{'version': '', 'results': '../../../../run.json', 'samples': {}}"
+    program = f"(directory / 'done.json').write_text(json.dumps({done}))\nsys.exit(0)\n"
+    (fake / "fake_code.py").write_text(program)
+    before = run_dir.run_json.read_bytes()
+    with pytest.raises(EvaluateError, match="no file names"):
+        run(fake, run_dir, "fake_code", allow_code_execution=True)
+    assert run_dir.run_json.read_bytes() == before
+
+
+def test_programs_need_leave_and_one_answer_each(fake: Path, run_dir: RunDir) -> None:
+    with pytest.raises(RecipeError, match="runs programs that the model writes"):
+        run(fake, run_dir, "fake_code")
+    with pytest.raises(RecipeError, match="drawn anew each time"):
+        run(fake, run_dir, "fake_drawn", allow_code_execution=True)
+    with pytest.raises(RecipeError, match="drawn anew each time"):
+        run(fake, run_dir, "fake_code", allow_code_execution=True, gen_kwargs={"do_sample": True})
+    assert harness_python.asked(fake) == []
 
 
 def test_an_unknown_task_stops_before_anything_runs(fake: Path, run_dir: RunDir) -> None:

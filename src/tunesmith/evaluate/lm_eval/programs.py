@@ -125,7 +125,10 @@ def _take_back(job: Job, results: Path) -> None:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise process.HarnessFailed("    the sandboxed scoring left names that are no file names")
-        _copy(results / name, job.directory / name)
+        try:
+            _copy(results / name, job.directory / name)
+        except OSError as error:  # a link, or nothing at all
+            raise process.HarnessFailed(f"    the sandboxed scoring left no file {name}: {error}") from None
     if not names:
         raise process.HarnessFailed("    the sandboxed scoring left no results")
     files.write_json(job.directory / "done.json", done)
