@@ -179,6 +179,8 @@ class Speeds(Artifact):
     targets: tuple[dict[str, Any], ...] = ()  # {"target", "limit", "level", "value", "passed"}
     seconds: float = 0.0
     partial: bool = False  # stopped by a signal; such a record never ends a stage
+    client: dict[str, Any] = field(default_factory=dict)  # what the load generator itself can do on that machine
+    warnings: tuple[str, ...] = ()  # what a reader must know
 
 
 @dataclass(frozen=True)

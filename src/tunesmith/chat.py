@@ -9,7 +9,6 @@ import contextlib
 import json
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,43 +17,12 @@ from typing import Any
 import httpx
 
 from tunesmith.artifacts import Which
+from tunesmith.chosen_model import Choice, choose_model, running
 from tunesmith.errors import DataError, ServeError
-from tunesmith.recipe.load import load
-from tunesmith.serve.engine import ServedModel
 from tunesmith.serve.process import ServerProcess
-from tunesmith.serve.stage import served_model, serving
-from tunesmith.store.run_dir import RunDir, find_run
 from tunesmith.track.console import say
 
-_STARTUP_SECONDS = 600.0
 _HELP = "/reset forgets the conversation · /result TEXT answers a call · /quit ends · Ctrl-C stops an answer"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A model somebody asked for, and how it is served."""
-
-    model: ServedModel
-    engine: str
-    log: Path
-    timeout_seconds: float
-
-
-def choose(word: str, output_dir: str, which: Which, log_name: str) -> Choice:
-    """Return the model that a person means: a model directory, or the base or tuned model of a run.
-
-    Raises:
-        UsageError: there is no such run.
-        TunesmithError: the run has not made the model yet.
-    """
-    path = Path(word)
-    if (path / "config.json").is_file() and not (path / "run.json").exists():
-        log = Path(tempfile.gettempdir()) / f"tunesmith-{path.resolve().name}.log"
-        return Choice(ServedModel(path, path.resolve().name), _engine(), log, _STARTUP_SECONDS)
-    run_dir = find_run(word, output_dir)
-    recipe = load(run_dir.resolved_recipe).recipe
-    log = RunDir(run_dir.path).server_log(log_name)
-    return Choice(served_model(recipe, run_dir, which), recipe.serve.engine, log, recipe.serve.startup_timeout_seconds)
 
 
 def serve(run: str, output_dir: str, *, base: bool = False, host: str = "127.0.0.1", port: int = 8000) -> int:
@@ -64,11 +32,11 @@ def serve(run: str, output_dir: str, *, base: bool = False, host: str = "127.0.0
         ServeError: the server did not start, or ended by itself.
     """
     which: Which = "base" if base else "tuned"
-    choice = choose(run, output_dir, which, f"serve-{which}")
+    choice = choose_model(run, output_dir, which, f"serve-{which}")
     say(f"starting {choice.model.name} ({choice.engine}) …")
     with _sigterm_as_interrupt():
         try:
-            with _running(choice, host=host, port=port) as server:
+            with running(choice, host=host, port=port) as server:
                 print(_how_to_ask(server), flush=True)
                 code = server.wait()
                 what = f"the server ended with exit code {code}\n{server.last_lines()}"
@@ -95,18 +63,18 @@ def chat(
     """
     models: tuple[Which, ...] = ("base", "tuned") if compare else ("tuned",)
     declared = _read_tools(tools) if tools else []
-    choices = [choose(run, output_dir, which, f"chat-{which}") for which in models]
+    choices = [choose_model(run, output_dir, which, f"chat-{which}") for which in models]
     if message is not None:
         for choice in choices:
             # One after the other: two models may not fit into memory.
-            with _running(choice) as server:
+            with running(choice) as server:
                 talk = Talk(server.url, server.model.name, declared, system)
                 _label(choice, compare)
                 _print_answer(talk.ask(message))
         return 0
     with contextlib.ExitStack() as stack:
         say("starting …")
-        servers = [stack.enter_context(_running(choice)) for choice in choices]
+        servers = [stack.enter_context(running(choice)) for choice in choices]
         talks = [Talk(server.url, server.model.name, declared, system) for server in servers]
         _converse(talks, choices)
     return 0
@@ -269,19 +237,6 @@ def _label(choice: Choice, is_one_of_two: bool) -> None:
 
 
 @contextlib.contextmanager
-def _running(choice: Choice, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[ServerProcess]:
-    with serving(
-        choice.model,
-        engine=choice.engine,
-        log=choice.log,
-        host=host,
-        port=port,
-        timeout_seconds=choice.timeout_seconds,
-    ) as server:
-        yield server
-
-
-@contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does."""
 
@@ -293,14 +248,6 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _engine() -> str:
-    from importlib.util import find_spec
-
-    from tunesmith.hardware import probe
-
-    return "vllm" if probe().device == "cuda" and find_spec("vllm") is not None else "embedded"
 
 
 def _how_to_ask(server: ServerProcess) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.artifacts import Artifact
+from tunesmith.errors import DataError
 from tunesmith.recipe.effects import WITHOUT_EFFECT
 from tunesmith.recipe.environment import expand
-from tunesmith.recipe.schema import Evaluate, LmEval, Recipe, Source
+from tunesmith.recipe.schema import Bench, Evaluate, LmEval, Recipe, Source
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import HashCache, fingerprint
 from tunesmith.store.run_dir import cache_root
@@ -52,7 +53,7 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
             "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
             "evaluate": hashes([Source(path) for task in tasks for path in task.files])
             | _task_files(evaluate.lm_eval if evaluate else None, cache),
-            "bench": hashes([Source(path) for path in bench.prompts]) if bench else {},
+            "bench": hashes([Source(path) for path in bench.prompts]) | _hash_of_trace(bench, cache) if bench else {},
         },
     )
 
@@ -64,6 +65,14 @@ def _task_files(harness: LmEval | None, cache: HashCache) -> dict[str, str]:
     directory = Path(expand(harness.include_path)).expanduser()
     found = [file for file in sorted(directory.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
     return {str(file): cache.sha256(file) for file in found}
+
+
+def _hash_of_trace(bench: Bench, cache: HashCache) -> dict[str, str]:
+    if bench.trace is None:
+        return {}
+    if not Path(bench.trace).is_file():
+        raise DataError("the trace of `bench.trace` is missing", where=bench.trace)
+    return {bench.trace: cache.sha256(Path(bench.trace))}
 
 
 def _model(recipe: Recipe, path: Path, cache: HashCache) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_one_server_at_a_time_and_the_load_test_through_it(recipe: Recipe, run_d
     assert [line["level"] for line in lines] == ["c1"] * 12 + ["c4"] * 12
     assert all(line["ttft"] <= line["e2e"] and line["num_output_tokens"] for line in lines)
     assert not any(line["prompt"].endswith(":10") for line in lines), "the long row does not fit"
-    assert "c4" in table(speeds.levels)
+    assert "c4" in table(speeds)
 
 
 def test_a_server_that_died_is_started_again(recipe: Recipe, run_dir: RunDir) -> None:

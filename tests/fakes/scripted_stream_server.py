@@ -36,6 +36,7 @@ class Stream:
         body: answer 200 with this body instead of a stream.
         batch: tokens in one event.
         per_write: events in one write.
+        malformed: send an event that is cut off in the middle, after the first token.
         finish: say why the answer ends.
         usage: report usage at the end.
         close: close the connection after the answer.
@@ -51,6 +52,7 @@ class Stream:
     body: bytes | None = None
     batch: int = 1
     per_write: int = 1
+    malformed: bool = False
     finish: bool = True
     usage: bool = True
     close: bool = False
@@ -160,8 +162,9 @@ class ScriptedStreamServer:
             noted.written.append(time.perf_counter())
             for _ in range(stream.per_write):
                 self._event(writer, token)
-            if stream.garbage:
-                self._chunk(writer, stream.garbage)
+            garbage = b'data: {"choices": [{"delta"\n\n' if stream.malformed else stream.garbage
+            if garbage:
+                self._chunk(writer, garbage)
             await writer.drain()
             if stream.stall:
                 await asyncio.sleep(3600)

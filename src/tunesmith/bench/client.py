@@ -42,6 +42,11 @@ class Target:
     stall_seconds: float = 120.0  # of silence, once an answer has begun
     level_seconds: float = 3600.0  # for one level
 
+    def headers(self) -> dict[str, str]:
+        """Return what every request says about itself."""
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        return headers | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+
 
 @dataclass
 class LevelRun:
@@ -102,10 +107,7 @@ class _Level:
     def __init__(self, target: Target, result: LevelRun, on_done: Callable[[], None]) -> None:
         self._target, self._result, self._on_done = target, result, on_done
         self._address = Address.of(target.url)
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        if target.api_key:
-            headers["Authorization"] = f"Bearer {target.api_key}"
-        self._heads = {path: self._address.head("POST", path, headers) for path in Request.PATHS.values()}
+        self._heads = {path: self._address.head("POST", path, target.headers()) for path in Request.PATHS.values()}
         self._idle: list[Connection] = []
         self._in_flight: dict[Connection, tuple[Request, RawAnswer]] = {}
         self._answers: list[tuple[Request, RawAnswer]] = []

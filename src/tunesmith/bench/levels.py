@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.bench.client import LevelRun, Target, run_level
-from tunesmith.bench.summary import failures
+from tunesmith.bench.made_up import Measure
+from tunesmith.bench.trace import Recorded, prompt_from
 from tunesmith.bench.traffic import Asking, Prompt, Request, moments
 from tunesmith.errors import BenchError
+from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.schema import Bench
-from tunesmith.track.console import Progress, warn
+from tunesmith.track.console import Progress
 
 
 @dataclass(frozen=True)
@@ -21,30 +24,67 @@ class Level:
     requests: tuple[Request, ...]
     concurrency: int | None = None
     rate: float | None = None
+    warmup: tuple[Request, ...] = ()
+
+
+def num_prompts(bench: Bench) -> int:
+    """Return how many prompts the closed loops and rates send, all of them different where that is possible.
+
+    A server that remembers the beginnings of prompts would answer a repeated one faster.
+    """
+    num_levels = len(bench.concurrency) + len(bench.rates)
+    return num_levels * (bench.num_requests + bench.num_warmup_requests)
 
 
 def levels_of(bench: Bench, prompts: Sequence[Prompt], asking: Asking, *, seed: int) -> list[Level]:
-    """Return the levels in the order they are measured: rising concurrency, rising rates.
+    """Return closed loops by rising concurrency, then open loops by rising rates.
 
     Args:
         bench: what is asked for.
-        prompts: at least one; used again when there are fewer than requests.
+        prompts: taken in turn, from level to level; used again when there are fewer than `num_prompts`.
         asking: what requests ask for.
-        seed: draws the moments of Poisson arrivals, each rate on its own.
+        seed: draws lengths of answers, and the moments of Poisson arrivals, the same ones at every rate but for scale.
     """
-    asked = [prompts[index % len(prompts)] for index in range(bench.num_requests)]
+    generator = random.Random(seed)
+    lengths = parse_lengths(bench.output_tokens) if bench.output_tokens is not None else None
+    num_taken = 0
+
+    def take(count: int, due: Sequence[float] | None = None) -> tuple[Request, ...]:
+        nonlocal num_taken
+        taken = [prompts[(num_taken + index) % len(prompts)] for index in range(count)]
+        num_taken += count
+        wanted = [lengths.draw(generator) if lengths else None for _ in taken]
+        return tuple(
+            asking.request(prompt, due[index] if due else 0.0, num_output_tokens=wanted[index])
+            for index, prompt in enumerate(taken)
+        )
+
     levels = []
     for concurrency in sorted(bench.concurrency):
-        requests = tuple(asking.request(prompt) for prompt in asked)
-        levels.append(Level(f"c{concurrency}", requests, concurrency=concurrency))
+        warmup, requests = take(bench.num_warmup_requests), take(bench.num_requests)
+        levels.append(Level(f"c{concurrency}", requests, concurrency=concurrency, warmup=warmup))
     for rate in sorted(bench.rates):
-        due = moments(rate, len(asked), bench.arrivals, seed=seed)
-        requests = tuple(asking.request(prompt, moment) for prompt, moment in zip(asked, due, strict=True))
-        levels.append(Level(f"r{rate:g}", requests, rate=rate))
+        warmup = take(bench.num_warmup_requests)
+        requests = take(bench.num_requests, moments(rate, bench.num_requests, bench.arrivals, seed=seed))
+        levels.append(Level(f"r{rate:g}", requests, rate=rate, warmup=warmup))
     return levels
 
 
-def measure(target: Target, levels: Sequence[Level], *, num_warmup: int = 0) -> dict[str, LevelRun]:
+def trace_level(bench: Bench, trace: Sequence[Recorded], asking: Asking, measure: Measure, *, seed: int) -> Level:
+    """Return the level `trace`: every recorded request at its moment, `trace_speed` times as fast."""
+    generator = random.Random(f"trace {seed}")
+    requests = tuple(
+        asking.request(
+            prompt_from(recorded, measure, generator),
+            recorded.seconds / bench.trace_speed,
+            num_output_tokens=recorded.output_tokens,
+        )
+        for recorded in trace
+    )
+    return Level("trace", requests, warmup=requests[: bench.num_warmup_requests])
+
+
+def measure(target: Target, levels: Sequence[Level]) -> dict[str, LevelRun]:
     """Run every level against an OpenAI-compatible endpoint; return what each gave, by name.
 
     After a signal the level under way is the last one, and is there as far as it came.
@@ -54,20 +94,16 @@ def measure(target: Target, levels: Sequence[Level], *, num_warmup: int = 0) -> 
     """
     results: dict[str, LevelRun] = {}
     for level in levels:
-        warmup = [level.requests[index % len(level.requests)] for index in range(num_warmup)]
         with Progress(f"bench {level.name}", len(level.requests), "requests") as progress:
-            result = run_level(
+            results[level.name] = run_level(
                 target,
                 level.requests,
                 concurrency=level.concurrency,
                 rate=level.rate,
-                warmup=warmup,
+                warmup=level.warmup,
                 on_done=progress.advance,
             )
-        results[level.name] = result
-        for text in complaints(level.name, result):
-            warn(text)
-        if result.ended_by == "signal":
+        if results[level.name].ended_by == "signal":
             break
     _raise_if_all_failed(target, results)
     return results
@@ -80,7 +116,7 @@ def was_stopped(results: dict[str, LevelRun]) -> bool:
 
 def _raise_if_all_failed(target: Target, results: dict[str, LevelRun]) -> None:
     timings = [timing for result in results.values() for timing in result.timings]
-    if any(not timing.failure for timing in timings) or (not timings and was_stopped(results)):
+    if any(not timing.failure for timing in timings) or was_stopped(results):
         return
     what = "no request came to an end"
     if timings:
@@ -89,31 +125,3 @@ def _raise_if_all_failed(target: Target, results: dict[str, LevelRun]) -> None:
         count = kinds.count((kind, detail))
         what = f"not one of {len(timings)} requests was answered; {count} times: {kind}: {detail}"
     raise BenchError(what, where=target.url, do="look into the server's log")
-
-
-_BUSY_CPU_FRACTION = 0.7
-_SEVERAL_TOKENS = 1.1
-
-
-def complaints(name: str, result: LevelRun) -> list[str]:
-    """Return what a reader of a level's numbers must know."""
-    found = []
-    failed = failures(result)
-    if failed:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-        found.append(f"{name}: {failed.total()} of {len(result.timings)} requests failed ({kinds})")
-    if result.is_partial:
-        why = "the level's time limit" if result.ended_by == "limit" else "a signal"
-        missing = f"{result.num_unfinished} requests in flight and {result.num_unsent} not sent"
-        found.append(f"{name}: ended early by {why}, with {missing}")
-    if result.client_cpu_fraction > _BUSY_CPU_FRACTION:
-        share = f"{result.client_cpu_fraction:.0%}"
-        found.append(f"{name}: the load generator itself used {share} of a core: times may be its own")
-    answered = [timing for timing in result.timings if not timing.failure]
-    if any(not timing.has_usage for timing in answered):
-        found.append(f"{name}: the server reports no usage: output tokens are counted as stream events")
-    num_tokens, num_events = sum(t.num_output_tokens or 0 for t in answered), sum(t.num_events for t in answered)
-    if num_events and num_tokens > _SEVERAL_TOKENS * num_events:
-        each = f"{num_tokens / num_events:.1f} tokens"
-        found.append(f"{name}: the server sends {each} per event: inter-token latency is the time between events")
-    return found

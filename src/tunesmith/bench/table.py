@@ -1,37 +1,82 @@
-"""A load test's numbers as people read them in a terminal: one column per level."""
+"""A load test's numbers as people read them in a terminal: one column per level, targets below."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import Any
 
+from tunesmith.artifacts import Speeds
 from tunesmith.bench.summary import LevelSummary
 
-_COUNTS = (
-    ("requests", "num_requests", ""),
-    ("failed", "num_failed", ""),
-    ("good, %", "good_fraction", "%"),
-    ("requests/s", "requests_per_second", ".2f"),
-    ("good requests/s", "good_requests_per_second", ".2f"),
-    ("output tokens/s", "output_tokens_per_second", ",.1f"),
-)
-_TIMES = (("first token", "ttft"), ("whole answer", "e2e"), ("per token", "tpot"), ("between tokens", "itl"))
+_TIMES = (("first token", "ttft"), ("whole answer", "e2e"), ("per further token", "tpot"), ("between events", "itl"))
 _WORDS = ("mean", "median", "p90", "p95", "p99")
+_TARGETS = {
+    "ttft_p95_ms": "first token p95 ≤ {} ms",
+    "e2e_p95_ms": "whole answer p95 ≤ {} ms",
+    "tpot_p95_ms": "per further token p95 ≤ {} ms",
+    "output_tokens_per_second": "tokens/s ≥ {}",
+    "good_fraction": "good ≥ {}",
+}
+_GAP = 3
 
 
-def table(levels: Mapping[str, LevelSummary]) -> str:
-    """Return the numbers of all levels as aligned text; times in milliseconds."""
-    rows = [(label, [_shown(summary.get(key), form) for summary in levels.values()]) for label, key, form in _COUNTS]
+def table(speeds: Speeds) -> str:
+    """Return the numbers of all levels, times in milliseconds, and what became of the targets."""
+    levels = list(speeds.levels.values())
+    rows: list[tuple[str, str, list[str]]] = [("", "", list(speeds.levels)), *_counts(levels)]
     for label, name in _TIMES:
+        rows.append(("", "", []))
         for word in _WORDS:
-            cells = [_shown(summary.get(f"{name}_{word}_ms"), ",.1f") for summary in levels.values()]
-            rows.append((f"{label} {word}, ms", cells))
-    width = max(len(label) for label, _ in rows)
-    lines = [" " * width + "".join(f"{name:>12}" for name in levels)]
-    lines += [f"{label:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for label, cells in rows]
-    return "\n".join(lines)
+            cells = [_digits(level.get(f"{name}_{word}_ms")) for level in levels]
+            rows.append((f"{label}, ms" if word == "mean" else "", word, cells))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    width = max((len(cell) for _, _, cells in rows for cell in cells), default=0) + _GAP
+    lines = [
+        f"  {label:<{widths[0]}}  {word:<{widths[1]}}" + "".join(f"{cell:>{width}}" for cell in cells)
+        for label, word, cells in rows
+    ]
+    return "\n".join(line.rstrip() for line in [*lines, *_verdicts(speeds)])
 
 
-def _shown(value: float | int | None, form: str) -> str:
+def _counts(levels: list[LevelSummary]) -> Iterator[tuple[str, str, list[str]]]:
+    yield "requests", "", [_number(level.get("num_requests")) for level in levels]
+    yield "failed", "", [_number(level.get("num_failed")) for level in levels]
+    for kind in sorted({key for level in levels for key in level if key.startswith("failed_")} - {"failed_fraction"}):
+        yield "", kind.removeprefix("failed_"), [_number(level.get(kind)) for level in levels]
+    if any(level.get("num_unfinished") or level.get("num_unsent") for level in levels):
+        missing = [(level.get("num_unfinished") or 0) + (level.get("num_unsent") or 0) for level in levels]
+        yield "not measured", "", [_number(count) for count in missing]
+    yield "good", "", [_share(level.get("good_fraction")) for level in levels]
+    yield "requests/s", "", [_digits(level.get("requests_per_second")) for level in levels]
+    yield "", "good", [_digits(level.get("good_requests_per_second")) for level in levels]
+    yield "tokens/s", "", [_digits(level.get("output_tokens_per_second")) for level in levels]
+    yield "tokens", "prompt", [_digits(level.get("mean_prompt_tokens")) for level in levels]
+    yield "", "answer", [_digits(level.get("mean_output_tokens")) for level in levels]
+
+
+def _verdicts(speeds: Speeds) -> Iterator[str]:
+    by_target: dict[str, list[dict[str, Any]]] = {}
+    for verdict in speeds.targets:
+        by_target.setdefault(str(verdict["target"]), []).append(verdict)
+    if by_target:
+        yield ""
+    for name, verdicts in by_target.items():
+        limit = verdicts[0]["limit"]
+        shown = _share(limit) if name == "good_fraction" else f"{limit:,g}"
+        marks = "   ".join(f"{verdict['level']} {'✓' if verdict['passed'] else '✗'}" for verdict in verdicts)
+        yield f"  {_TARGETS.get(name, name + ' {}').format(shown)}:  {marks}"
+
+
+def _number(value: float | int | None) -> str:
+    return f"{value:,.0f}" if value else "–"
+
+
+def _share(value: float | int | None) -> str:
+    return "–" if value is None else f"{100 * value:.4g} %"
+
+
+def _digits(value: float | int | None) -> str:
+    """Return three or four digits, as many as matter."""
     if value is None:
         return "–"
-    return f"{100 * value:.1f}" if form == "%" else format(value, form)
+    return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"

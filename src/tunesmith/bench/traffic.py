@@ -48,23 +48,35 @@ class Asking:
     max_tokens: int
     api: Literal["chat", "completions"] = "chat"
 
-    def request(self, prompt: Prompt, due_seconds: float = 0.0) -> Request:
-        """Return the request of a prompt: greedy, streamed, with the server's count of tokens at the end."""
+    @property
+    def path(self) -> str:
+        return Request.PATHS[self.api]
+
+    def request(self, prompt: Prompt, due_seconds: float = 0.0, *, num_output_tokens: int | None = None) -> Request:
+        """Return the request of a prompt: greedy, streamed, with the server's count of tokens at the end.
+
+        Args:
+            prompt: what is asked.
+            due_seconds: when, in an open loop.
+            num_output_tokens: just so many, from servers that know `ignore_eos`; at most `max_tokens` when None.
+        """
         document: dict[str, Any] = {"model": self.model}
         if self.api == "chat":
             document["messages"] = list(prompt.messages)
         else:
             document["prompt"] = "\n\n".join(str(message.get("content") or "") for message in prompt.messages)
         document |= {
-            "max_tokens": self.max_tokens,
+            "max_tokens": num_output_tokens or self.max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if num_output_tokens is not None:
+            document |= {"ignore_eos": True, "min_tokens": num_output_tokens}
         if prompt.tools and self.api == "chat":
             document["tools"] = list(prompt.tools)
         body = json.dumps(document, ensure_ascii=False).encode(errors="replace")
-        return Request(prompt.name, Request.PATHS[self.api], body, due_seconds)
+        return Request(prompt.name, self.path, body, due_seconds)
 
 
 def moments(rate: float, count: int, arrivals: Literal["poisson", "constant"], *, seed: int) -> list[float]:

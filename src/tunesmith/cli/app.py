@@ -120,6 +120,16 @@ VERBS = (
         ("tunesmith chat latest", "tunesmith chat latest --compare --message 'Book a table'"),
     ),
     Verb(
+        "bench",
+        "serving",
+        "load-test an OpenAI-compatible endpoint, or a run's model",
+        (
+            "tunesmith bench http://127.0.0.1:8000",
+            "tunesmith bench https://api.example.com/v1 --model NAME --set rates=2,4 --set targets.ttft_p95_ms=500",
+            "tunesmith bench latest --set concurrency=1,8 --set num_requests=64",
+        ),
+    ),
+    Verb(
         "doctor",
         "doctor",
         "say what this machine can do and what is missing",

@@ -1,4 +1,4 @@
-"""`serve` and `chat`."""
+"""`serve`, `chat` and `bench`."""
 
 from __future__ import annotations
 
@@ -40,3 +40,37 @@ def run_chat(args: argparse.Namespace) -> int:
     return chat(
         args.run, args.output_dir, compare=args.compare, message=args.message, system=args.system, tools=args.tools
     )
+
+
+def add_arguments_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="URL of an endpoint, a run, or a model directory (both are served meanwhile)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a key of the recipe's `bench` section, such as concurrency=1,8 or prompt_tokens=256-1024",
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="take `bench` from this recipe (default: the run's own)")
+    parser.add_argument("--model", metavar="NAME", help="model to ask for (default: the first the endpoint lists)")
+    parser.add_argument(
+        "--api-key-env",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="environment variable with the key, sent if it is set (default: OPENAI_API_KEY)",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="the model's tokenizer, to check the endpoint's token counts"
+    )
+    parser.add_argument("--base", action="store_true", help="a run's base model, not the tuned one")
+    parser.add_argument("--out", metavar="DIR", help="where result.json and requests.jsonl go (default: below outputs)")
+    parser.add_argument("--json", action="store_true", help="print result.json instead of the table")
+    parser.add_argument("--output-dir", default="outputs", help="where runs are (default: outputs)")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    from tunesmith.load_test import Order, bench
+
+    order = {name: value for name, value in vars(args).items() if name in Order.__dataclass_fields__}
+    return bench(Order(**order))

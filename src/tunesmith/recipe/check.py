@@ -10,6 +10,7 @@ from dataclasses import fields
 from tunesmith.recipe.environment import referenced_variables
 from tunesmith.recipe.gate_rules import Changed, RuleError, parse_rule
 from tunesmith.recipe.harness_names import is_known_to_run_code
+from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.secrets import looks_like_a_secret
 from tunesmith.recipe.targets import expression_of
@@ -163,8 +164,8 @@ def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
         yield Misfit(at, "`evaluate.function_calls.files` is empty", "name at least one file")
     if evaluate and evaluate.lm_eval and not evaluate.lm_eval.tasks:
         yield Misfit(("evaluate", "lm_eval", "tasks"), "`evaluate.lm_eval.tasks` is empty", "name a task: [gsm8k]")
-    if recipe.bench and not recipe.bench.concurrency and not recipe.bench.rates:
-        what = "`bench.concurrency` is empty, and there are no `bench.rates`"
+    if recipe.bench and not (recipe.bench.concurrency or recipe.bench.rates or recipe.bench.trace):
+        what = "`bench.concurrency` is empty, and there are neither `bench.rates` nor a `bench.trace`"
         yield Misfit(("bench", "concurrency"), what, "e.g. [16, 32]")
 
 
@@ -211,6 +212,22 @@ def load_test_reaches_its_level(recipe: Recipe) -> Iterator[Misfit]:
         top = max(recipe.bench.concurrency)
         what = f"`bench.num_requests` ({recipe.bench.num_requests}) never fills the concurrency of {top}"
         yield Misfit(("bench", "num_requests"), what, f"use at least {top}")
+
+
+def bench_lengths_can_be_read(recipe: Recipe) -> Iterator[Misfit]:
+    for key in ("prompt_tokens", "output_tokens"):
+        written = getattr(recipe.bench, key) if recipe.bench else None
+        if written is not None:
+            try:
+                parse_lengths(written)
+            except ValueError as error:
+                yield Misfit(("bench", key), f"`bench.{key}`: {error}", "e.g. 256-1024")
+
+
+def load_test_has_one_source_of_prompts(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.bench and recipe.bench.prompts and recipe.bench.prompt_tokens is not None:
+        what = "`bench.prompts` and `bench.prompt_tokens` are both given"
+        yield Misfit(("bench", "prompt_tokens"), what, "keep one: rows, or prompts that are made up")
 
 
 def gate_rules_can_be_read(recipe: Recipe) -> Iterator[Misfit]:
@@ -288,6 +305,8 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     programs_are_run_only_when_allowed,
     harness_settings_have_one_place,
     load_test_reaches_its_level,
+    bench_lengths_can_be_read,
+    load_test_has_one_source_of_prompts,
     gate_rules_can_be_read,
     publish_has_a_target,
     hub_repository_has_an_owner,

@@ -64,12 +64,29 @@ def load(path: str | Path, settings: list[str] | None = None, *, needs_variables
     Raises:
         RecipeError: with every problem found, each at `file:line` (or `--set`), with the nearest valid key.
     """
-    from tunesmith.recipe.check import check
-
     path = Path(path)
     document, marks = _read_with_parents(path, ())
     for setting in settings or []:
         _apply_setting(document, marks, setting)
+    return _checked(document, marks, path, needs_variables=needs_variables)
+
+
+def load_document(document: dict[str, Any], settings: list[str], *, named: str) -> Loaded:
+    """Like `load`, for a recipe that is no file; problems are said to be in `named`.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    marks: Marks = {}
+    for setting in settings:
+        _apply_setting(document, marks, setting)
+    return _checked(document, marks, Path(named), needs_variables=True)
+
+
+def _checked(document: dict[str, Any], marks: Marks, path: Path, *, needs_variables: bool) -> Loaded:
+    """Read a document into a recipe, or raise every problem that it has."""
+    from tunesmith.recipe.check import check
+
     misfits: list[Misfit] = []
     recipe: Recipe | None = read(Recipe, document, misfits)
     if recipe is None:

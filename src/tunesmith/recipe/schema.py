@@ -324,12 +324,21 @@ class Bench:
     from the moment a request was due. Levels `r4`, `r0.5`."""
     arrivals: Literal["poisson", "constant"] = "poisson"
     """How requests of an open loop are spread over time."""
+    trace: str | None = None
+    """Recorded arrivals (JSONL or CSV: moments with lengths or prompts), replayed as an open loop, level `trace`."""
+    trace_speed: PositiveFloat = 1.0
+    """Replay the trace this many times as fast."""
     num_requests: PositiveInt = 100
-    """Requests per level."""
+    """Requests per level; of a trace, the first ones."""
     num_warmup_requests: NonNegativeInt = 2
     """Requests sent before timing begins."""
     prompts: tuple[str, ...] = ()
     """Files or globs whose rows give the prompts; empty means the validation or training rows."""
+    prompt_tokens: PositiveInt | str | None = None
+    """Make prompts up, of so many tokens: `512`, `256-1024` (uniform) or `512~128` (normal: mean, deviation)."""
+    output_tokens: PositiveInt | str | None = None
+    """Ask for answers of just so many tokens, in the same forms, from servers that know `ignore_eos`; without it an
+    answer ends when it ends, at `max_tokens` at the latest."""
     max_tokens: PositiveInt = 200
     """Longest answer in tokens."""
     api: Literal["chat", "completions"] = "chat"

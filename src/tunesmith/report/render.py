@@ -34,6 +34,7 @@ def render(found: Findings) -> str:
         "count": wording.count,
         "size": wording.size,
         "milliseconds": wording.milliseconds,
+        "share": wording.share,
     }
     style = environment.get_template("style.css").render().strip()
     script = environment.get_template("script.js").render().strip()

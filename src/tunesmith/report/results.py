@@ -194,6 +194,11 @@ def speed(found: Findings) -> Context | None:
         "levels": [(_level_name(name, level), level) for name, level in levels],
         "targets": _targets(speeds),
         "has_marks": bool(times),
+        "failures": _failure_kinds(levels),
+        "has_good": any(_is_number(level.get("good_fraction")) for _, level in levels),
+        "is_open": any(not _is_number(level.get("concurrency")) for _, level in levels),
+        "client": _client(speeds.client),
+        "warnings": [redact(wording.shown(text)) for text in speeds.warnings],
     }
 
 
@@ -240,6 +245,21 @@ def _load(item: tuple[str, dict[str, Any]]) -> tuple[int, float]:
     if _is_number(concurrency):
         return 0, float(concurrency or 0)
     return (1, float(rate or 0)) if _is_number(rate) else (2, 0.0)
+
+
+def _failure_kinds(levels: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    found = {key.removeprefix("failed_") for _, level in levels for key in level if key.startswith("failed_")}
+    return sorted(found - {"fraction"})
+
+
+def _client(limits: dict[str, Any]) -> str:
+    """Return what the load generator can do, or nothing when that was not measured."""
+    rates = [limits.get(key) for key in ("requests_per_second", "tokens_per_second", "lateness_p99_ms")]
+    if not all(_is_number(rate) for rate in rates):
+        return ""
+    requests, tokens, late = rates
+    late_told = f"its stamps were late by {wording.milliseconds(late)} (p99)"
+    return f"{wording.number(requests, 3)} requests/s and {wording.number(tokens, 3)} tokens/s on one core; {late_told}"
 
 
 def _targets(speeds: Speeds) -> list[Context]:

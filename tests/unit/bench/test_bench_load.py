@@ -17,6 +17,7 @@ import pytest
 from tests.fakes.scripted_stream_server import ScriptedStreamServer, Stream
 from tunesmith.bench.client import LevelRun, Target, run_level
 from tunesmith.bench.levels import Level, levels_of, measure, was_stopped
+from tunesmith.bench.outcome import speeds_of
 from tunesmith.bench.summary import summarise
 from tunesmith.bench.traffic import Asking, Prompt, Request
 from tunesmith.errors import BenchError
@@ -127,17 +128,18 @@ def test_tokens_are_counted_as_events_where_the_server_reports_no_usage() -> Non
     assert summary["num_without_usage"] == 2
 
 
-def test_events_of_several_tokens_are_told_apart_from_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_of_several_tokens_are_told_apart_from_tokens() -> None:
     script = [Stream(gaps=(0.02,) * 4, batch=5), Stream(gaps=(0.02,) * 4, per_write=5)]
     with ScriptedStreamServer(lambda request, number: script[number]) as server:
         levels = measure(target(server.url), [Level(f"c{n}", tuple(requests(1)), concurrency=1) for n in (1, 2)])
+    told = speeds_of(levels, Targets(), None, seconds=1.0).warnings
     several, apart = (summarise(level) for level in levels.values())
     assert several["mean_output_tokens"] == apart["mean_output_tokens"] == 25
     assert several["tokens_per_event"] == 5 and apart["tokens_per_event"] == 1
     assert len(levels["c1"].timings[0].itl) == 4 and min(levels["c1"].timings[0].itl) > 0.01
     assert len(levels["c2"].timings[0].itl) == 24, "events that arrive together are no time apart"
     assert sum(gap < 0.01 for gap in levels["c2"].timings[0].itl) >= 20
-    assert "5.0 tokens per event" in capsys.readouterr().err
+    assert len(told) == 1 and told[0].startswith("c1: the server sends 5.0 tokens per event")
 
 
 def test_requests_carry_what_was_asked() -> None:
@@ -168,12 +170,12 @@ def test_when_nothing_was_answered_the_commonest_reason_is_told() -> None:
 
 
 def test_levels_are_measured_one_after_the_other() -> None:
-    bench = Bench(concurrency=(5, 1), rates=(20.0,), num_requests=10)
+    bench = Bench(concurrency=(5, 1), rates=(20.0,), num_requests=10, num_warmup_requests=1)
     with ScriptedStreamServer(lambda request, number: Stream(0.05)) as server:
-        found = measure(target(server.url), levels_of(bench, prompts(3), Asking("m", 8), seed=0), num_warmup=1)
+        found = measure(target(server.url), levels_of(bench, prompts(40), Asking("m", 8), seed=0))
     assert list(found) == ["c1", "c5", "r20"]
     assert [len(level.timings) for level in found.values()] == [10, 10, 10]
-    assert len(server.requests) == 33
+    assert len(server.requests) == 33 and len({noted.text for noted in server.noted}) == 33, "every prompt is new"
     assert found["c5"].wall_seconds < found["c1"].wall_seconds
 
 
@@ -218,10 +220,14 @@ def test_ctrl_c_ends_the_level_with_what_it_has() -> None:
     with ScriptedStreamServer(lambda request, number: Stream(silent=number >= 6)) as server:
         threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
         levels = measure(
-            target(server.url), [Level(f"c{n}", tuple(requests(40)), concurrency=n) for n in (2, 4)], num_warmup=1
+            target(server.url),
+            [Level(f"c{n}", tuple(requests(40)), concurrency=n, warmup=tuple(requests(1))) for n in (2, 4)],
         )
     assert list(levels) == ["c2"] and was_stopped(levels)
     level = levels["c2"]
     assert len(level.timings) == 5 and level.num_unfinished == 2 and level.num_unsent == 33
     assert level.signal_number == signal.SIGINT
+    speeds = speeds_of(levels, Targets(ttft_p95_ms=1e6), None, seconds=1.0)
+    assert speeds.partial and not speeds.targets[0]["passed"]
+    assert any("ended early by a signal, with 2 requests in flight and 33 not sent" in text for text in speeds.warnings)
     assert signal.getsignal(signal.SIGINT) is before
