@@ -50,6 +50,7 @@ LEVEL_NUMBERS = (
     "num_without_usage",
     "client_cpu_fraction",
     "sent_late_p99_ms",
+    "tokenizer_count_ratio",
     *(f"{t}_{s}_ms" for t in ("ttft", "e2e", "tpot", "itl") for s in ("mean", "median", "p90", "p95", "p99")),
 )
 
@@ -138,6 +139,7 @@ def _evaluate(evaluate: Evaluate, exact: list[str], groups: list[str]) -> None:
 def _bench(bench: Bench, exact: list[str], groups: list[str]) -> None:
     exact.append("bench.seconds")
     levels = [f"c{concurrency}" for concurrency in bench.concurrency] + [f"r{rate:g}" for rate in bench.rates]
+    levels += ["trace"] if bench.trace else []
     for level in levels:
         exact += [f"bench.{level}.{name}" for name in LEVEL_NUMBERS]
         groups.append(f"bench.{level}.failed_")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tunesmith.bench.client import LevelRun
+from tunesmith.bench.outcome import speeds_of
 from tunesmith.bench.stream import Timing
 from tunesmith.bench.summary import judge, percentile, summarise
+from tunesmith.gate.names import LEVEL_NUMBERS
 from tunesmith.recipe.schema import Targets
 
 
@@ -43,6 +45,25 @@ def test_targets_are_judged_per_level() -> None:
         ("output_tokens_per_second", "c8"): True,
     }
     assert judge(Targets(), levels) == []  # type: ignore[arg-type]
+
+
+def test_gate_rules_know_every_number() -> None:
+    """`check` refuses a rule over a number that the run will not have: the gate's list and the summary are one."""
+    run = LevelRun(timings=[answered(0.1, 1.0)], wall_seconds=1.0)
+    run.texts = [("ab", 2)]
+    (summary,) = speeds_of({"trace": run}, Targets(), None, seconds=1.0, count_tokens=len).levels.values()
+    assert set(summary) == set(LEVEL_NUMBERS)
+
+
+def test_counts_that_disagree_with_the_tokenizer_are_told() -> None:
+    def warnings(told: int) -> tuple[str, ...]:
+        run = LevelRun(1, timings=[answered(0.1, 1.0)] * 4, wall_seconds=1.0)
+        run.texts = [("a" * 100, told)] * 4
+        return speeds_of({"c1": run}, Targets(), None, seconds=1.0, count_tokens=len).warnings
+
+    assert warnings(100) == warnings(101) == warnings(104) == ()
+    assert "counts 480 output tokens where the tokenizer counts 400, in 4 answers" in warnings(120)[0]
+    assert len(warnings(50)) == 1
 
 
 def answered(ttft: float, e2e: float, tpot: float | None = 0.01) -> Timing:
