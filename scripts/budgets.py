@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE_LINES, FUNCTION_LINES, PARAMETERS, RECIPE_FIELDS = 400, 60, 7, 130
+FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
+# Evaluation has several benchmarks with protocols of their own, a judge, named sets: each key is documented in place.
+RECIPE_FIELDS = 150
 
 EXCEPTIONS = {
     "src/tunesmith/recipe/schema.py": "600 lines: one class per section, read top to bottom",

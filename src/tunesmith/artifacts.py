@@ -164,6 +164,9 @@ class Scores(Artifact):
     items: dict[str, str] = field(default_factory=dict)  # task -> per-item results (JSONL) in the run directory
     seconds: float = 0.0
     failures: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # task -> base | tuned -> kind -> n
+    # How the numbers came about: seed, temperature, who was asked, and per task the number of items, the hash of all
+    # prompts that each model was sent (they are equal) and what the libraries say of their settings.
+    protocol: dict[str, Any] = field(default_factory=dict)
     num_unanswered: int = 0  # requests that failed through the endpoint's fault: another try may answer them
     template_fingerprint: str = ""
 

@@ -43,16 +43,15 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
         local = [source for source in sources if not is_hub_id(source)]
         return {str(file): cache.sha256(file) for source in local for file in source_files(source)}
 
-    evaluate, bench = recipe.evaluate, recipe.bench
-    tasks = [task for task in (evaluate.text, evaluate.function_calls) if task] if evaluate else []
+    bench = recipe.bench
     template = recipe.data.chat_template
     templates = {template: cache.sha256(Path(template))} if Path(template).is_file() else {}
     return Inputs(
         model=_model(recipe, model_path, cache),
         files={
             "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
-            "evaluate": hashes([Source(path) for task in tasks for path in task.files])
-            | _task_files(evaluate.lm_eval if evaluate else None, cache),
+            "evaluate": hashes([Source(path) for path in evaluated_files(recipe.evaluate)])
+            | _task_files(recipe.evaluate.lm_eval if recipe.evaluate else None, cache),
             "bench": hashes([Source(path) for path in bench.prompts]) | _hash_of_trace(bench, cache) if bench else {},
         },
     )
@@ -73,6 +72,15 @@ def _hash_of_trace(bench: Bench, cache: HashCache) -> dict[str, str]:
     if not Path(bench.trace).is_file():
         raise DataError("the trace of `bench.trace` is missing", where=bench.trace)
     return {bench.trace: cache.sha256(Path(bench.trace))}
+
+
+def evaluated_files(evaluate: Evaluate | None) -> list[str]:
+    """Return the files and globs whose rows are asked, as the recipe writes them."""
+    if evaluate is None:
+        return []
+    tasks = [task for task in (evaluate.text, evaluate.function_calls, evaluate.judge) if task]
+    files = [path for task in tasks for path in task.files]
+    return files + [path for of_set in (evaluate.text.sets.values() if evaluate.text else ()) for path in of_set]
 
 
 def _model(recipe: Recipe, path: Path, cache: HashCache) -> dict[str, Any]:
@@ -96,8 +104,9 @@ def _part(recipe: Recipe, section: str) -> Any:
     return {k: v for k, v in document.items() if k not in ignored} if isinstance(document, dict) else document
 
 
-def _without_concurrency(evaluate: Evaluate | None) -> Any:
-    return plain(dataclasses.replace(evaluate, concurrency=1)) if evaluate else None
+def _without_pace(evaluate: Evaluate | None) -> Any:
+    """Return the section without what decides how fast it goes, and not what comes out."""
+    return plain(dataclasses.replace(evaluate, concurrency=1, request_timeout_seconds=1.0)) if evaluate else None
 
 
 def _serve_part(recipe: Recipe) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def _parts(stage: str, recipe: Recipe) -> dict[str, Any]:
             "packing": recipe.data.packing,
         },
         "merge": _part(recipe, "merge"),
-        "evaluate": [on_model, _without_concurrency(recipe.evaluate)],
+        "evaluate": [on_model, _without_pace(recipe.evaluate)],
         "bench": [on_model, _part(recipe, "bench")],
         "gate": list(recipe.gate),
         "report": plain(recipe),

@@ -91,8 +91,19 @@ def comparison(scores: Scores) -> list[tuple[str, str, str, str, str]]:
             if isinstance(base, float | int) and isinstance(tuned, float | int):
                 change = f"{100 * (tuned - base) / _maximum(values):+.1f}"
             cells = (f"{task}.{metric}", _show(base, values), _show(tuned, values), change)
-            rows.append((*cells, str(values.get("verdict") or "")))
+            rows.append((*cells, "; ".join(filter(None, [_verdict(values), _unanswered(values)]))))
     return rows
+
+
+def _verdict(values: dict[str, Any]) -> str:
+    return str(values.get("verdict_in_words") or values.get("verdict") or "")
+
+
+def _unanswered(values: dict[str, Any]) -> str:
+    """Return how many items were not answered, which is another thing than a wrong answer."""
+    lost = {which: values.get(f"{which}_num_failed") or 0 for which in ("base", "tuned")}
+    told = " and ".join(f"{number:,} by {which}" for which, number in lost.items() if number)
+    return f"of {values.get('num_items', 0):,} items not answered: {told}" if told else ""
 
 
 def _maximum(values: dict[str, Any]) -> float:

@@ -57,9 +57,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class ScriptedChatServer:
-    """`script(request, number)` decides each reply; `requests` holds every request in order of arrival."""
+    """`script(request, number)` decides each reply; `requests` holds every request in order of arrival.
 
-    def __init__(self, script: Script) -> None:
+    With `models`, it lists them; without, it has no list.
+    """
+
+    def __init__(self, script: Script, models: tuple[str, ...] | None = None) -> None:
         self.requests: list[Request] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -72,6 +75,10 @@ class ScriptedChatServer:
 
             def do_POST(self) -> None:
                 owner._answer(self)
+
+            def do_GET(self) -> None:
+                listed = {"data": [{"id": model} for model in models or ()]}
+                owner._send(self, Reply(listed) if models else Reply(b"not found", 404))
 
             def log_message(self, *arguments: Any) -> None:
                 pass

@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith.evaluate.client import Answer
 from tunesmith.evaluate.summary import Outcome, summarise
-from tunesmith.evaluate.task import Transcript
+from tunesmith.evaluate.task import Item, Transcript
 from tunesmith.evaluate.text import TextAnswers
 from tunesmith.recipe.schema import TextTask
 
@@ -65,3 +65,29 @@ def test_rouge(record: dict[str, dict[str, dict[str, object]]], kind: str) -> No
     expected = plain.fmean(scorer.score(reference, text)[kind].fmeasure for text, reference in PAIRS)
     assert 0 < expected < 1
     assert record["all"][kind]["tuned"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_signature_is_sacrebleus_own(record: dict[str, object], tmp_path: Path) -> None:
+    metric = sacrebleu.metrics.BLEU()
+    metric.corpus_score([text for text, _ in PAIRS], [[reference for _, reference in PAIRS]])
+    assert TextAnswers(TextTask(("unused",))).method()["bleu"] == str(metric.get_signature())
+
+
+def test_many_random_texts(tmp_path: Path) -> None:
+    """Corpus BLEU from added counts, and mean ROUGE, on texts with repeats, punctuation, other scripts and nothing."""
+    rng = np.random.default_rng(3)
+    words = ["the", "cat", "sat", "on", "mat", ".", ",", "Größe", "日本", "3.14", "U.S.", "don't", "—", "&amp;", "the"]
+    texts = [" ".join(rng.choice(words, rng.integers(0, 25))) for _ in range(200)]
+    pairs = [(a, b or "x") for a, b in zip(texts[:100], texts[100:], strict=True)]
+    task = TextAnswers(TextTask(("unused",)))
+    items = [Item("i", (), (), 8, reference, reference) for _, reference in pairs]
+    said = [Transcript((Answer(text),)) for text, _ in pairs]
+    found = summarise(
+        task.metrics, {"tuned": [Outcome(s, task.judge(i, s)) for i, s in zip(items, said, strict=True)]}, 0
+    )
+    expected = sacrebleu.corpus_bleu([text for text, _ in pairs], [[reference for _, reference in pairs]]).score
+    assert found["bleu"]["tuned"] == pytest.approx(expected, rel=1e-9)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scores = [scorer.score(reference, text) for text, reference in pairs]
+    for kind in ("rouge1", "rouge2", "rougeL"):
+        assert found[kind]["tuned"] == pytest.approx(plain.fmean(score[kind].fmeasure for score in scores), rel=1e-9)

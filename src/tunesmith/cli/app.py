@@ -71,6 +71,17 @@ VERBS = (
         "prove on your recipe that kill and resume equals no kill",
         ("tunesmith resume-test recipe.yaml", "tunesmith resume-test recipe.yaml --steps 20 --kills 3 --json"),
     ),
+    Verb(
+        "evaluate",
+        "evaluating",
+        "measure any endpoint, run or model directory, alone or beside another",
+        (
+            "tunesmith evaluate tasks.yaml --endpoint http://localhost:8000 --model my-model",
+            "tunesmith evaluate recipe.yaml --endpoint https://api.example.com/v1 --model large --api-key-env API_KEY",
+            "tunesmith evaluate tasks.yaml --model outputs/exports/mine --beside Qwen2.5-0.5B-Instruct/",
+            "tunesmith evaluate latest --set evaluate.text.limit=50",
+        ),
+    ),
     Verb("stage", "running", "run one stage of an existing run (what `run` calls)", ("tunesmith stage merge latest",)),
     Verb(
         "data",

@@ -84,7 +84,6 @@ _NOT_THE_REQUESTS_FAULT = ("http_408", "http_409", "http_425", "http_429", *_REF
 _SILENT_IN_A_ROW, _FAILED_IN_A_ROW = 8, 24
 # No answer of so many tokens is longer: an endpoint that sends more does not keep to `max_tokens`.
 _BODY_BYTES, _BODY_BYTES_PER_TOKEN = 1 << 16, 256
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,11 @@ class Patience:
         0.5  # doubled after every try, with a random share so that workers do not march in step
     )
     longest_pause_seconds: float = 30.0  # also where the server's Retry-After asks for more
+
+    @classmethod
+    def with_limit(cls, seconds: float) -> Self:
+        """Return the usual patience, with another limit for a whole answer."""
+        return cls(timeout_seconds=seconds, stall_seconds=min(seconds, cls.stall_seconds))
 
 
 class Client:
@@ -127,7 +131,7 @@ class Client:
             timeout=timeout,
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             # Proxies of the environment are for the world outside, not for a server on this machine.
-            trust_env=urlsplit(self._endpoint.url).hostname not in _LOOPBACK,
+            trust_env=not is_loopback(self._endpoint.url),
         )
         return self
 
@@ -155,7 +159,9 @@ class Client:
         started = time.monotonic()
         for attempt in range(1, self._patience.num_tries + 1):
             answer, retry_after_seconds = await self._ask_once(request)
-            if not answer.is_worth_another_try or attempt == self._patience.num_tries or self.gone:
+            # Where everything fails, one try each shows soon enough whether anything still works.
+            most = 1 if self._failed_in_a_row.total() >= _SILENT_IN_A_ROW else self._patience.num_tries
+            if not answer.is_worth_another_try or attempt >= most:
                 break
             await asyncio.sleep(self._pause_seconds(attempt, retry_after_seconds))
         self._count(answer)
@@ -230,6 +236,11 @@ class Client:
         if request.tools and request.prompt is None:
             document["tools"] = list(request.tools)
         return document | ({"stop": list(request.stop)} if request.stop else {})
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether an address is on this machine."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 class _Stalled(Exception):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class Model:
         endpoint: hands out a healthy endpoint; not called when every answer is known, called again when it failed.
         identity: what, besides the request, decides an answer; part of every key in the store.
         answers: the file answers are kept in.
+        told: who that is, for the record: no secret in it.
     """
 
     name: str
     endpoint: Callable[[], Endpoint]
     identity: Any
     answers: Path
+    told: dict[str, str] = field(default_factory=dict)
 
 
 class Interview:
@@ -82,14 +84,15 @@ class Interview:
 
     def _replay(self, item: Item, store: AnswerStore) -> Transcript | None:
         """Return an item's transcript as far as the store alone can give it: whole, or not at all."""
-        dialogue, answers = item.begin(), []
+        dialogue, answers, asked = item.begin(), [], ""
         try:
             request = next(dialogue)
+            asked = prompt_hash(request)
             while (answer := store.get(self.key(request))) is not None:
                 answers.append(answer)
                 request = dialogue.send(answer)
         except StopIteration as stop:
-            return Transcript(tuple(answers), stop.value)
+            return Transcript(tuple(answers), stop.value, asked)
         finally:
             dialogue.close()
         return None
@@ -138,17 +141,18 @@ class Interview:
                 warn(f"the {self._model.name} stopped answering: {client.gone}; {left} items were left for later")
 
     async def _converse(self, client: Client, item: Item, store: AnswerStore) -> Transcript:
-        dialogue, answers = item.begin(), []
+        dialogue, answers, asked = item.begin(), [], ""
         try:
             request = next(dialogue)
+            asked = prompt_hash(request)
             while True:
                 answer = await self._answer(client, request, store)
                 answers.append(answer)
                 if answer.error:
-                    return Transcript(tuple(answers))
+                    return Transcript(tuple(answers), prompt_hash=asked)
                 request = dialogue.send(answer)
         except StopIteration as stop:
-            return Transcript(tuple(answers), stop.value)
+            return Transcript(tuple(answers), stop.value, asked)
         finally:
             dialogue.close()
 
@@ -191,6 +195,11 @@ class Interview:
         again = f"; the same command asks {later} of them again" if later else ""
         lost = f"{len(errors)} of {len(said)} items were not answered by the {self._model.name}"
         warn(f"{lost} ({counted}; {detail}){again}")
+
+
+def prompt_hash(request: Request) -> str:
+    """Return the hash of a request whoever is asked: equal hashes, equal prompts and settings."""
+    return files.fingerprint([*request_parts(request)])
 
 
 def request_parts(request: Request) -> Iterator[Any]:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tunesmith.artifacts import Scores, Serving, Weights, Which
 from tunesmith.evaluate.client import Patience
 from tunesmith.evaluate.function_calls import FunctionCalls
-from tunesmith.evaluate.interview import Interview, Model, request_parts, what_answers_depend_on
+from tunesmith.evaluate.interview import Interview, Model, what_answers_depend_on
+from tunesmith.evaluate.judge import Judge
 from tunesmith.evaluate.lm_eval.measure import Findings, Harness
 from tunesmith.evaluate.summary import Outcome, failures, summarise
-from tunesmith.evaluate.task import Item, Task, Transcript
+from tunesmith.evaluate.task import Item, Task, Transcript, method_of
 from tunesmith.evaluate.text import TextAnswers
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Evaluate, Recipe
@@ -40,48 +43,118 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
         StageError: the tuned model would read other tokens than in training.
     """
     assert recipe.evaluate is not None, "the recipe evaluates nothing"
-    started = time.monotonic()
     template_fingerprint = _checked_template(recipe, run_dir)
-    tasks = tasks_of(recipe.evaluate)
-    items = [task.items() for task in tasks]
-    everything = [item for of_task in items for item in of_task]
-    models: tuple[Which, ...] = ("base", "tuned") if recipe.evaluate.base_model else ("tuned",)
+    models = {which: _served(recipe, run_dir, serving, which) for which in _wanted(recipe.evaluate)}
     harness = Harness(recipe, run_dir, serving) if recipe.evaluate.lm_eval else None
+    scores = measure(recipe, run_dir, models, patience=patience, harness=harness)
+    return replace(scores, template_fingerprint=template_fingerprint)
+
+
+def measure(
+    recipe: Recipe,
+    run_dir: RunDir,
+    models: Mapping[Which, Model],
+    *,
+    patience: Patience | None = None,
+    harness: Harness | None = None,
+) -> Scores:
+    """Ask any models the tasks of `recipe.evaluate`, one model after the other, and judge what they say.
+
+    Raises:
+        DataError, EvaluateError: as `run`.
+    """
+    evaluate = recipe.evaluate
+    assert evaluate is not None, "the recipe evaluates nothing"
+    started = time.monotonic()
+    patience = patience or Patience.with_limit(evaluate.request_timeout_seconds)
+
+    def ask(model: Model, asked: Sequence[Item]) -> list[Transcript]:
+        interview = Interview(model, concurrency=evaluate.concurrency, seed=recipe.seed, patience=patience)
+        return interview.transcripts(asked)
+
+    tasks = tasks_of(evaluate)
+    items = {task.name: task.items() for task in tasks}
     if harness and harness.loads_weights:  # before a server holds them, too
         for which in models:
             harness.measure(which)
-    said: dict[Which, list[Transcript]] = {}
-    for which in models:
-        interview = Interview(
-            _model(recipe, run_dir, serving, which),
-            concurrency=recipe.evaluate.concurrency,
-            seed=recipe.seed,
-            patience=patience or Patience(),
-        )
-        said[which] = interview.transcripts(everything)
+    said: dict[Which, dict[str, list[Transcript]]] = {}
+    for which, model in models.items():
+        said[which] = _by_task(items, ask(model, [item for of_task in items.values() for item in of_task]))
         if harness and not harness.loads_weights:
             harness.measure(which)
+    outcomes: dict[str, dict[Which, list[Outcome]]] = {}
+    for task in tasks:
+        of_task = {which: found[task.name] for which, found in said.items()}
+        if isinstance(task, Judge):
+            referee = task.referee(run_dir.stage("evaluate") / "answers.judge.jsonl", patience.timeout_seconds)
+            outcomes[task.name] = task.outcomes(items[task.name], of_task, partial(ask, referee))
+        else:
+            outcomes[task.name] = {w: _judge(task, items[task.name], found) for w, found in of_task.items()}
+        _write_items(run_dir.items(task.name), items[task.name], outcomes[task.name])
+    scores = _scores(recipe, run_dir, models, tasks, outcomes)
+    return replace(_with_harness(scores, harness), seconds=round(time.monotonic() - started, 3))
 
-    numbers: dict[str, dict[str, dict[str, float | int | str | None]]] = {}
-    mistakes: dict[str, dict[str, dict[str, int]]] = {}
-    begin = 0
-    for task, of_task in zip(tasks, items, strict=True):
-        end = begin + len(of_task)
-        outcomes = {which: _judge(task, of_task, said[which][begin:end]) for which in models}
-        numbers[task.name] = summarise(task.metrics, outcomes, recipe.seed)
-        mistakes[task.name] = {which: failures(of_model) for which, of_model in outcomes.items()}
-        _write_items(run_dir.items(task.name), of_task, outcomes)
-        begin = end
-    of_harness = harness.findings() if harness else Findings()
-    num_unanswered = sum(it.answer.may_succeed_later for of_model in said.values() for it in of_model)
+
+def _by_task(items: Mapping[str, Sequence[Item]], said: Sequence[Transcript]) -> dict[str, list[Transcript]]:
+    """Give every task its part of what was said to all items in turn."""
+    found, begin = {}, 0
+    for name, of_task in items.items():
+        found[name] = list(said[begin : begin + len(of_task)])
+        begin += len(of_task)
+    return found
+
+
+def _scores(
+    recipe: Recipe,
+    run_dir: RunDir,
+    models: Mapping[Which, Model],
+    tasks: Sequence[Task],
+    outcomes: Mapping[str, Mapping[Which, Sequence[Outcome]]],
+) -> Scores:
+    everyone = [outcome for of_task in outcomes.values() for of_model in of_task.values() for outcome in of_model]
     return Scores(
-        tasks=numbers | of_harness.tasks,
-        items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks} | of_harness.items,
-        seconds=round(time.monotonic() - started, 3),
-        failures=mistakes | of_harness.failures,
-        num_unanswered=num_unanswered + of_harness.num_unfinished,
-        template_fingerprint=template_fingerprint,
+        tasks={task.name: summarise(task.metrics, outcomes[task.name], recipe.seed) for task in tasks},
+        items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks},
+        failures={name: {w: failures(found) for w, found in of_task.items()} for name, of_task in outcomes.items()},
+        num_unanswered=sum(outcome.said.answer.may_succeed_later for outcome in everyone),
+        protocol=_protocol(recipe, models, tasks, outcomes),
     )
+
+
+def _with_harness(scores: Scores, harness: Harness | None) -> Scores:
+    """Return the scores with those of lm-evaluation-harness beside them."""
+    found = harness.findings() if harness else Findings()
+    return replace(
+        scores,
+        tasks=scores.tasks | found.tasks,
+        items=scores.items | found.items,
+        failures=scores.failures | found.failures,
+        num_unanswered=scores.num_unanswered + found.num_unfinished,
+    )
+
+
+def _protocol(
+    recipe: Recipe,
+    models: Mapping[Which, Model],
+    tasks: Sequence[Task],
+    outcomes: Mapping[str, Mapping[Which, Sequence[Outcome]]],
+) -> dict[str, Any]:
+    """Return how the numbers came about. That both models were asked the same is found from what was sent."""
+    told: dict[str, Any] = {"seed": recipe.seed, "temperature": 0, "tasks": {}}
+    told["models"] = {which: model.told for which, model in models.items()}
+    for task in tasks:
+        hashes = {
+            which: files.fingerprint([outcome.said.prompt_hash for outcome in found])
+            for which, found in outcomes[task.name].items()
+        }
+        assert len(set(hashes.values())) == 1, f"base and tuned were not asked the same in {task.name}: {hashes}"
+        num_items = len(next(iter(outcomes[task.name].values())))
+        told["tasks"][task.name] = {"num_items": num_items, "prompts": hashes, **method_of(task)}
+    return told
+
+
+def _wanted(evaluate: Evaluate) -> tuple[Which, ...]:
+    return ("base", "tuned") if evaluate.base_model else ("tuned",)
 
 
 def _checked_template(recipe: Recipe, run_dir: RunDir) -> str:
@@ -98,9 +171,12 @@ def tasks_of(evaluate: Evaluate) -> list[Task]:
     """Return the tasks that a recipe asks for."""
     tasks: list[Task] = []
     if evaluate.text:
-        tasks.append(TextAnswers(evaluate.text))
+        names = ["", *evaluate.text.sets] if evaluate.text.files else [*evaluate.text.sets]
+        tasks += [TextAnswers(evaluate.text, name) for name in names]
     if evaluate.function_calls:
         tasks.append(FunctionCalls(evaluate.function_calls))
+    if evaluate.judge:
+        tasks.append(Judge(evaluate.judge))
     return tasks
 
 
@@ -116,7 +192,7 @@ def summary(scores: Scores) -> dict[str, float]:
     return found
 
 
-def _model(recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which) -> Model:
+def _served(recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which) -> Model:
     return Model(
         name=f"{which} model",
         endpoint=lambda: serving.endpoint(which),
@@ -135,7 +211,7 @@ def _write_items(path: Path, items: Sequence[Item], outcomes: Mapping[Which, Seq
     for index, item in enumerate(items):
         line: dict[str, Any] = {
             "id": item.id,
-            "prompt_sha256": _prompt_hash(item),
+            "prompt_hash": next(iter(outcomes.values()))[index].said.prompt_hash,
             "prompt_tail": _prompt_tail(item.messages),
             "reference": item.reference_text,
         }
@@ -156,10 +232,11 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     answer, judgement = outcome.said.answer, outcome.judgement
     return {
         "answer": judgement.answer_text,
+        "answered": not answer.error,
         "correct": judgement.correct,
         "scores": judgement.scores,
         "error": judgement.error or (f"request_failed:{answer.error}" if answer.error else ""),
-        "detail": answer.detail,
+        "detail": answer.detail or judgement.note,
         "finish_reason": answer.finish_reason,
         "num_requests": len(outcome.said.answers),
         "latency_seconds": round(sum(each.latency_seconds for each in outcome.said.answers), 4),
@@ -172,11 +249,6 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     """Return the sum of counts, None when one of them is not known."""
     known = list(counts)
     return None if not known or None in known else sum(count for count in known if count is not None)
-
-
-def _prompt_hash(item: Item) -> str:
-    """Return the hash of what is asked first: equal hashes, equal prompts."""
-    return files.fingerprint([*request_parts(next(item.begin()))])
 
 
 def _prompt_tail(messages: Sequence[Message]) -> str:

@@ -18,9 +18,11 @@ Combine = Callable[[Array], Array]
 Verdict = Literal["improved", "regressed", "cannot tell"]
 
 SIGNIFICANCE = 0.05
-Z_95 = 1.959963984540054  # of the normal distribution, two-sided
+POWER = 0.8  # what `items_needed` plans for: a real difference is told in four of five comparisons
+Z_95, _Z_POWER = 1.959963984540054, 0.8416212335729143  # normal quantiles: two-sided 95 %, one-sided POWER
 NUM_RESAMPLES = 4000
 NUM_SHUFFLES = 9999
+_FEW_KINDS = 16
 _CELLS_AT_ONCE = 4_000_000  # resamples x items held in memory
 
 
@@ -64,13 +66,23 @@ def _log_choose(n: int, k: int) -> float:
 
 def bootstrap_interval(statistics: Array, combine: Combine, seed: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of a metric when items are drawn again with replacement."""
-    return _percentiles(np.concatenate([combine(counts @ statistics) for counts in _resamples(len(statistics), seed)]))
+    return _percentiles(np.concatenate([combine(sums) for sums in _resampled_sums(statistics, seed)]))
 
 
 def paired_bootstrap_interval(base: Array, tuned: Array, combine: Combine, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of tuned minus base, both read on the same drawn items (Efron 1979)."""
-    differences = [combine(counts @ tuned) - combine(counts @ base) for counts in _resamples(len(base), seed)]
-    return _percentiles(np.concatenate(differences))
+    """Return the 95 % interval of tuned minus base, both read on the same drawn items: percentiles (Efron 1979)."""
+    return _percentiles(_paired_differences(base, tuned, combine, seed))
+
+
+def paired_standard_error(base: Array, tuned: Array, combine: Combine, seed: int) -> float:
+    """Return the bootstrap's standard error of tuned minus base."""
+    return float(np.std(_paired_differences(base, tuned, combine, seed), ddof=1))
+
+
+def _paired_differences(base: Array, tuned: Array, combine: Combine, seed: int) -> Array:
+    width = base.shape[1]
+    drawn = _resampled_sums(np.hstack([base, tuned]), seed)
+    return np.concatenate([combine(sums[:, width:]) - combine(sums[:, :width]) for sums in drawn])
 
 
 def randomisation_p_value(base: Array, tuned: Array, combine: Combine, seed: int) -> float:
@@ -83,9 +95,10 @@ def randomisation_p_value(base: Array, tuned: Array, combine: Combine, seed: int
     rng = np.random.default_rng(seed)
     both, swapped_by = base.sum(axis=0) + tuned.sum(axis=0), base - tuned
     tolerance = 1e-9 * max(1.0, observed)  # sums in another order may differ in the last digits
-    num_as_large = 0
+    num_as_large, row_bytes = 0, -(-len(base) // 8)
     for rows in _chunks(NUM_SHUFFLES, len(base)):
-        swaps = rng.integers(0, 2, size=(rows, len(base))).astype(np.float64)
+        bits = np.frombuffer(rng.bytes(rows * row_bytes), dtype=np.uint8).reshape(rows, row_bytes)
+        swaps = np.unpackbits(bits, axis=1, count=len(base)).astype(np.float64)
         shuffled = tuned.sum(axis=0) + swaps @ swapped_by
         differences = np.abs(combine(shuffled) - combine(both - shuffled))
         num_as_large += int((differences >= observed - tolerance).sum())
@@ -99,17 +112,69 @@ def verdict(difference: float, p_value: float, *, higher_is_better: bool = True)
     return "improved" if (difference > 0) == higher_is_better else "regressed"
 
 
+def in_words(verdict: Verdict, num_items: int, num_needed: int | None) -> str:
+    """Return a verdict as a sentence tells it, with what it would take where it cannot be told."""
+    if verdict != "cannot tell":
+        return verdict
+    words = f"cannot tell with {num_items:,} items"
+    if num_needed is None:
+        return f"{words}: no difference was seen"
+    if num_needed <= num_items:  # exact tests ask for a little more than the normal approximation
+        return f"{words}: a few more may tell"
+    return f"{words}; about {_two_digits(num_needed):,} would tell a difference of this size"
+
+
+def _two_digits(number: int) -> int:
+    """Return a number rounded up to two significant digits."""
+    step = int(10 ** max(0, len(str(number)) - 2))
+    return math.ceil(number / step) * step
+
+
+def items_needed(difference: float, discordant_fraction: float) -> int | None:
+    """Return how many paired items tell a difference of two shares with 80 % power at the 5 % level.
+
+    Source: Connor 1987, Sample size for testing differences in proportions for the paired-sample design.
+
+    Args:
+        difference: of the shares, either sign; None is returned for 0, which no number of items tells.
+        discordant_fraction: share of items that one model gets right and the other wrong; at least |difference|.
+    """
+    size = abs(difference)
+    if size == 0:
+        return None
+    discordant = max(discordant_fraction, size)
+    root = Z_95 * math.sqrt(discordant) + _Z_POWER * math.sqrt(discordant - size * size)
+    return math.ceil((root / size) ** 2)
+
+
+def items_needed_by_spread(difference: float, standard_error: float, num_items: int) -> int | None:
+    """Like `items_needed` for any metric: `standard_error` of the difference on `num_items` shrinks with their root."""
+    if difference == 0:
+        return None
+    return max(2, math.ceil(num_items * ((Z_95 + _Z_POWER) * standard_error / difference) ** 2))
+
+
 def _value(statistics: Array, combine: Combine) -> float:
     return float(combine(statistics.sum(axis=0, keepdims=True))[0])
 
 
-def _resamples(num_items: int, seed: int) -> Iterator[Array]:
-    """Yield how often each item is drawn, as (rows, items) pieces that make up NUM_RESAMPLES rows."""
+def _resampled_sums(statistics: Array, seed: int) -> Iterator[Array]:
+    """Yield the sums over items drawn with replacement, as (rows, K) pieces that make up NUM_RESAMPLES rows.
+
+    Items with equal statistics are drawn together, by how often: right-or-wrong items come in few kinds, and so cost
+    next to nothing.
+    """
     rng = np.random.default_rng(seed)
+    kinds, counts = np.unique(statistics, axis=0, return_counts=True)
+    num_items = len(statistics)
+    if len(kinds) <= _FEW_KINDS:
+        yield rng.multinomial(num_items, counts / num_items, size=NUM_RESAMPLES).astype(np.float64) @ kinds
+        return
     for rows in _chunks(NUM_RESAMPLES, num_items):
         drawn = rng.integers(0, num_items, size=(rows, num_items))
         drawn += np.arange(rows)[:, None] * num_items
-        yield np.bincount(drawn.ravel(), minlength=rows * num_items).reshape(rows, num_items).astype(np.float64)
+        times = np.bincount(drawn.ravel(), minlength=rows * num_items).reshape(rows, num_items)
+        yield times.astype(np.float64) @ statistics
 
 
 def _chunks(total: int, num_items: int) -> Iterator[int]:

@@ -72,22 +72,30 @@ def _record(metric: Metric, outcomes: Mapping[Which, Sequence[Outcome]], seed: i
 def _comparison(
     metric: Metric, base: Sequence[Outcome], tuned: Sequence[Outcome], answered: list[int], seed: int
 ) -> dict[str, Number]:
+    """Return what the difference over the items both answered is worth, and how many items would be needed to tell."""
     if not answered:
-        return {"num_pairs": 0, "verdict": "cannot tell"}
+        words = "cannot tell: no item was answered by both"
+        return {"num_pairs": 0, "verdict": "cannot tell", "verdict_in_words": words}
     before, after = _statistics(metric, base, answered), _statistics(metric, tuned, answered)
     difference = _value(metric, after) - _value(metric, before)
     low, high = stats.paired_bootstrap_interval(before, after, metric.combine, seed)
     found: dict[str, Number] = {"num_pairs": len(answered), "difference": difference}
     found |= {"difference_low": low, "difference_high": high}
-    if metric.is_binary:
-        num_fixed = int(((after[:, 0] == 1) & (before[:, 0] == 0)).sum())
-        num_broken = int(((after[:, 0] == 0) & (before[:, 0] == 1)).sum())
-        p_value = stats.mcnemar_p_value(num_fixed, num_broken)
-        found |= {"num_fixed": num_fixed, "num_broken": num_broken}
+    if metric.is_binary or metric.is_preference:
+        num_better, num_worse = int((after[:, 0] > before[:, 0]).sum()), int((after[:, 0] < before[:, 0]).sum())
+        p_value = stats.mcnemar_p_value(num_better, num_worse)
+        needed = stats.items_needed(difference, (num_better + num_worse) / len(answered))
+        names = ("num_fixed", "num_broken") if metric.is_binary else ("num_wins", "num_losses")
+        found |= dict(zip(names, (num_better, num_worse), strict=True))
+        if metric.is_preference:
+            found["num_ties"] = len(answered) - num_better - num_worse
     else:
         p_value = stats.randomisation_p_value(before, after, metric.combine, seed)
+        error = stats.paired_standard_error(before, after, metric.combine, seed)
+        needed = stats.items_needed_by_spread(difference, error, len(answered))
     verdict = stats.verdict(difference, p_value, higher_is_better=metric.higher_is_better)
-    return found | {"p_value": p_value, "verdict": verdict}
+    words = stats.in_words(verdict, len(answered), needed)
+    return found | {"p_value": p_value, "verdict": verdict, "verdict_in_words": words, "num_items_needed": needed}
 
 
 def _statistics(metric: Metric, outcomes: Sequence[Outcome], chosen: list[int]) -> Array:

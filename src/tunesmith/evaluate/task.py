@@ -62,6 +62,7 @@ class Transcript:
 
     answers: tuple[Answer, ...]
     result: Any = None  # what the dialogue returned
+    prompt_hash: str = field(default="", compare=False)  # of the first request, as it was sent; "" when there is none
 
     @property
     def answer(self) -> Answer:
@@ -87,6 +88,7 @@ class Judgement:
     scores: dict[str, float] = field(default_factory=dict)  # per item, for people
     answer_text: str = ""
     error: str = ""  # kind of mistake; empty when there is none to name
+    note: str = ""  # why, in words, for people
 
 
 def ratio(sums: Array) -> Array:
@@ -103,6 +105,7 @@ class Metric:
     higher_is_better: bool = True
     maximum: float = 1.0  # of the scale; BLEU is told in 0 … 100
     combine: Callable[[Array], Array] = ratio  # sums (R, K) -> values (R,)
+    is_preference: bool = False  # every item is won, lost or tied against the other model: the sign test applies
 
 
 class Task(Protocol):
@@ -122,6 +125,12 @@ class Task(Protocol):
     def judge(self, item: Item, said: Transcript) -> Judgement:
         """Compare what was said with the item's reference. With an error it is not right, whatever it holds."""
         ...
+
+
+def method_of(task: Task) -> dict[str, str]:
+    """Return what a task says of its own settings: versions, signatures, protocols. Most say nothing."""
+    method: dict[str, str] = task.method() if hasattr(task, "method") else {}
+    return method
 
 
 def mean_statistics(values: dict[str, float]) -> dict[str, tuple[float, ...]]:

@@ -5,8 +5,8 @@
   punctuation. Two empty texts overlap fully.
 * `rouge1`, `rouge2`, `rougeL`: F-measure of the package rouge-score (its own tokenisation, no stemming), mean over
   items.
-* `bleu`: corpus BLEU of sacrebleu with its defaults (13a tokenisation, exponential smoothing), 0 … 100. The score of a
-  single item is sentence BLEU with effective order.
+* `bleu`: corpus BLEU of sacrebleu with its defaults (13a tokenisation, exponential smoothing), 0 … 100; its signature
+  is kept with the scores. The score of a single item is sentence BLEU with effective order.
 
 A failed request counts as an empty answer.
 """
@@ -14,6 +14,7 @@ A failed request counts as an empty answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,11 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
 
 class TextAnswers:
-    """The task `evaluate.text`."""
+    """The task `evaluate.text`: the rows of its `files`, or those of one of its named `sets`."""
 
-    name = "text"
-
-    def __init__(self, settings: TextTask) -> None:
-        self._settings = settings
+    def __init__(self, settings: TextTask, of_set: str = "") -> None:
+        self._settings, self._set = settings, of_set
+        self.name = f"text.{of_set}" if of_set else "text"
         wanted = settings.metrics
         self._rouge = _rouge_scorer() if "rouge" in wanted else None
         self._bleu = _Bleu() if "bleu" in wanted else None
@@ -51,22 +51,19 @@ class TextAnswers:
 
     def items(self) -> list[Item]:
         """Return one item per row: what precedes the last assistant turn is asked, its content is the reference."""
-        files = tuple(expand(file) for file in self._settings.files)
-        found = conversations(files, limit=self._settings.limit)
-        if not found:
-            raise DataError("there is no row to evaluate on", where=", ".join(files), do="check `evaluate.text.files`")
-        return [self._item(where, conversation) for where, conversation in found]
+        settings = self._settings
+        files = settings.sets[self._set] if self._set else settings.files
+        key = f"evaluate.text.sets.{self._set}" if self._set else "evaluate.text.files"
+        return row_items(files, settings.limit, settings.max_tokens, key=key)
 
-    def _item(self, where: str, conversation: Conversation) -> Item:
-        for turn in range(len(conversation.messages) - 1, 0, -1):
-            message = conversation.messages[turn]
-            if message["role"] == "assistant" and message.get("content"):
-                reference = message["content"]
-                before = conversation.messages[:turn]
-                tools, length = conversation.tools, self._settings.max_tokens
-                return Item(f"{where}#{turn + 1}", before, tools, length, reference, reference)
-        what = "the row has no assistant answer in words to compare with"
-        raise DataError(what, where=where, do="remove the row, or evaluate tool conversations under `function_calls`")
+    def method(self) -> dict[str, str]:
+        """Return what decides the numbers besides the answers: sacrebleu's signature, the packages' versions."""
+        found = {}
+        if self._rouge:
+            found["rouge"] = f"rouge-score {version('rouge-score')}, F-measure, no stemming"
+        if self._bleu:
+            found["bleu"] = self._bleu.signature()
+        return found
 
     def judge(self, item: Item, said: Transcript) -> Judgement:
         text, reference = said.answer.text, item.reference
@@ -78,6 +75,36 @@ class TextAnswers:
             scores["bleu"], statistics["bleu"] = self._bleu.sentence(text, reference)
         correct = not said.error and scores["exact_match"] == 1.0
         return Judgement(correct, statistics, scores, answer_text=text)
+
+
+def row_items(files: tuple[str, ...], limit: int | None, max_tokens: int, *, key: str) -> list[Item]:
+    """Return one item per row of some files, with the content of its last assistant turn as reference.
+
+    Args:
+        files: as the recipe names them.
+        limit: the first rows only.
+        max_tokens: of an answer.
+        key: where the recipe names the files, for messages.
+
+    Raises:
+        DataError: there is no row, or one without an answer in words.
+    """
+    expanded = tuple(expand(file) for file in files)
+    found = conversations(expanded, limit=limit)
+    if not found:
+        raise DataError("there is no row to evaluate on", where=", ".join(expanded), do=f"check `{key}`")
+    return [_item(where, conversation, max_tokens) for where, conversation in found]
+
+
+def _item(where: str, conversation: Conversation, max_tokens: int) -> Item:
+    for turn in range(len(conversation.messages) - 1, 0, -1):
+        message = conversation.messages[turn]
+        if message["role"] == "assistant" and message.get("content"):
+            reference = message["content"]
+            before = conversation.messages[:turn]
+            return Item(f"{where}#{turn + 1}", before, conversation.tools, max_tokens, reference, reference)
+    what = "the row has no assistant answer in words to compare with"
+    raise DataError(what, where=where, do="remove the row, or evaluate tool conversations under `function_calls`")
 
 
 def exact_match(text: str, reference: str) -> bool:
@@ -107,8 +134,13 @@ class _Bleu:
             from sacrebleu.metrics import BLEU
         except ImportError:
             raise missing_extra("sacrebleu", "eval", needed_for="the text metric `bleu`") from None
-        self._sentence = BLEU(effective_order=True)
+        self._sentence, self._all = BLEU(effective_order=True), BLEU()
         self._compute: Callable[..., Any] = BLEU.compute_bleu
+
+    def signature(self) -> str:
+        """Return sacrebleu's signature of the corpus score, as papers quote it."""
+        self._all.corpus_score([""], [[""]])  # the number of references is known after the first score only
+        return str(self._all.get_signature())
 
     def sentence(self, text: str, reference: str) -> tuple[float, tuple[float, ...]]:
         """Return sentence BLEU, and (matches of 1 … 4-grams, totals of 1 … 4-grams, length, reference length)."""

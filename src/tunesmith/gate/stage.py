@@ -93,7 +93,7 @@ def _changed(rule: Changed, known: _Known) -> tuple[bool, str]:
     if is_number(record.get("difference")):
         parts.append(_difference(record))
     parts += _failed_requests(record)
-    verdict = str(record.get("verdict") or "not compared")
+    verdict = str(record.get("verdict_in_words") or record.get("verdict") or "not compared")
     if rule.margin is not None:
         return _within_margin(record, rule.margin, parts)
     parts.append(verdict)

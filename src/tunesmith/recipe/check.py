@@ -148,22 +148,49 @@ def merged_weights_keep_full_precision(recipe: Recipe) -> Iterator[Misfit]:
 
 
 def evaluation_has_a_task(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.evaluate and not (recipe.evaluate.text or recipe.evaluate.function_calls or recipe.evaluate.lm_eval):
-        do = "add `text:`, `function_calls:` or `lm_eval:`, or remove the section"
+    evaluate = recipe.evaluate
+    if evaluate and not (evaluate.text or evaluate.function_calls or evaluate.judge or evaluate.lm_eval):
+        do = "add `text:`, `function_calls:`, `judge:` or `lm_eval:`, or remove the section"
         yield Misfit(("evaluate",), "`evaluate` has no task", do)
+
+
+def a_judge_has_two_answers_to_compare(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.evaluate and recipe.evaluate.judge and not recipe.evaluate.base_model:
+        what = "`evaluate.judge` compares with the base model, and `evaluate.base_model` is false"
+        yield Misfit(("evaluate", "judge"), what, "set `evaluate.base_model: true`, or remove `judge`")
+
+
+def set_names_can_stand_in_paths(recipe: Recipe) -> Iterator[Misfit]:
+    text = recipe.evaluate.text if recipe.evaluate else None
+    for name, files in text.sets.items() if text else ():
+        at: KeyPath = ("evaluate", "text", "sets", name)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            yield Misfit(at, f"a set cannot be called {name!r}", "use letters, digits, `-` and `_`", on_key=True)
+        if not files:
+            yield Misfit(at, f"the set `{name}` has no files", "name at least one file")
+
+
+def a_key_is_not_written_down(recipe: Recipe) -> Iterator[Misfit]:
+    judge = recipe.evaluate.judge if recipe.evaluate else None
+    if judge and judge.api_key and not referenced_variables(judge.api_key):
+        what = "`evaluate.judge.api_key` holds the key itself; recipes are copied into runs and reports"
+        yield Misfit(("evaluate", "judge", "api_key"), what, "export it, and write `${env:NAME}`")
 
 
 def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
     evaluate = recipe.evaluate
-    if evaluate and evaluate.text and not evaluate.text.files:
-        yield Misfit(("evaluate", "text", "files"), "`evaluate.text.files` is empty", "name at least one file")
+    if evaluate and evaluate.text and not evaluate.text.files and not evaluate.text.sets:
+        at: KeyPath = ("evaluate", "text", "files")
+        yield Misfit(at, "`evaluate.text` names no file", "name at least one in `files`, or a set in `sets`")
     if evaluate and evaluate.text and not evaluate.text.metrics:
         yield Misfit(("evaluate", "text", "metrics"), "`evaluate.text.metrics` is empty", "leave it out for all four")
     if evaluate and evaluate.function_calls and not evaluate.function_calls.files:
-        at: KeyPath = ("evaluate", "function_calls", "files")
+        at = ("evaluate", "function_calls", "files")
         yield Misfit(at, "`evaluate.function_calls.files` is empty", "name at least one file")
     if evaluate and evaluate.lm_eval and not evaluate.lm_eval.tasks:
         yield Misfit(("evaluate", "lm_eval", "tasks"), "`evaluate.lm_eval.tasks` is empty", "name a task: [gsm8k]")
+    if evaluate and evaluate.judge and not evaluate.judge.files:
+        yield Misfit(("evaluate", "judge", "files"), "`evaluate.judge.files` is empty", "name at least one file")
     if recipe.bench and not (recipe.bench.concurrency or recipe.bench.rates or recipe.bench.trace):
         what = "`bench.concurrency` is empty, and there are neither `bench.rates` nor a `bench.trace`"
         yield Misfit(("bench", "concurrency"), what, "e.g. [16, 32]")
@@ -300,6 +327,9 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     modules_are_adapted_or_saved,
     merged_weights_keep_full_precision,
     evaluation_has_a_task,
+    a_judge_has_two_answers_to_compare,
+    set_names_can_stand_in_paths,
+    a_key_is_not_written_down,
     lists_are_not_empty,
     levels_of_load_differ,
     programs_are_run_only_when_allowed,

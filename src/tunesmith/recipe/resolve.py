@@ -157,7 +157,7 @@ def _max_model_len(recipe: Recipe, facts: Facts) -> tuple[int, str]:
 
 def _tasks(recipe: Recipe) -> list[Any]:
     evaluate = recipe.evaluate
-    return [task for task in (evaluate.text, evaluate.function_calls) if task] if evaluate else []
+    return [task for task in (evaluate.text, evaluate.function_calls, evaluate.judge) if task] if evaluate else []
 
 
 _DECISIONS = {

@@ -228,14 +228,16 @@ TextMetric = Literal["exact_match", "jaccard", "rouge", "bleu"]
 class TextTask:
     """Answers compared with the reference answers of the user's own rows."""
 
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """Files or globs of prompt/completion or messages rows."""
     metrics: tuple[TextMetric, ...] = ("exact_match", "jaccard", "rouge", "bleu")
     """Exact match, Jaccard overlap of words, ROUGE-1/2/L and BLEU."""
     limit: PositiveInt | None = None
-    """Score the first rows only."""
+    """Score the first rows only, of each set."""
     max_tokens: PositiveInt = 256
     """Longest answer in tokens."""
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Named sets with their own files, such as `adversarial: [hard.jsonl]`; scored apart, as `text.adversarial`."""
 
 
 @section
@@ -282,6 +284,30 @@ class LmEval:
 
 
 @section
+class JudgeTask:
+    """Another model prefers the base or the tuned answer to each row; asked twice, in both orders."""
+
+    files: tuple[str, ...]
+    """Files or globs of rows; their last answer is the reference."""
+    url: str
+    """Address of an OpenAI-compatible endpoint, such as `https://api.openai.com/v1`."""
+    model: str
+    """The judge's name there."""
+    api_key: str | None = None
+    """Key of the endpoint, as `${env:NAME}`."""
+    criteria: str = "correctness first, then how well the request is followed, then clarity"
+    """What makes an answer better, in words."""
+    show_reference: bool = True
+    """Show the judge the row's own answer, too."""
+    limit: PositiveInt | None = None
+    """Judge the first rows only."""
+    max_tokens: PositiveInt = 256
+    """Longest answer in tokens."""
+    max_verdict_tokens: PositiveInt = 1024
+    """Longest verdict in tokens; judges that think aloud need more."""
+
+
+@section
 class Evaluate:
     """What is measured on the tuned model, always beside the base model."""
 
@@ -290,8 +316,11 @@ class Evaluate:
     text: TextTask | None = None
     function_calls: FunctionCallTask | None = None
     lm_eval: LmEval | None = None
+    judge: JudgeTask | None = None
     concurrency: PositiveInt = 16
     """Requests in flight."""
+    request_timeout_seconds: PositiveFloat = 600.0
+    """Longest wait for one answer; then the item counts as not answered."""
 
 
 @section

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import numpy as np
 import pytest
 
@@ -89,3 +92,67 @@ def test_ten_points_are_found_at_two_hundred_items() -> None:
         fixed, broken = int((tuned & ~base).sum()), int((base & ~tuned).sum())
         found += stats.verdict(fixed - broken, stats.mcnemar_p_value(fixed, broken)) == "improved"
     assert found >= 50
+
+
+def simulated_verdicts(num_items: int, fixed: float, broken: float, num_comparisons: int, seed: int) -> list[str]:
+    """Return the verdicts on two models of which the second fixes and breaks items with these probabilities."""
+    drawn = np.random.default_rng(seed).multinomial(num_items, [fixed, broken, 1 - fixed - broken], num_comparisons)
+    p_value = functools.cache(stats.mcnemar_p_value)
+    return [stats.verdict(int(f) - int(b), p_value(int(f), int(b))) for f, b, _ in drawn]
+
+
+@pytest.mark.parametrize("num_items", [20, 100, 200, 1000])
+@pytest.mark.parametrize("discordant", [0.04, 0.2, 0.5])
+def test_equal_models_are_told_apart_in_fewer_than_one_of_twenty(num_items: int, discordant: float) -> None:
+    verdicts = simulated_verdicts(num_items, discordant / 2, discordant / 2, 4000, seed=num_items)
+    assert verdicts.count("cannot tell") >= 0.95 * len(verdicts)
+
+
+def test_ten_points_are_found_at_two_hundred_items_in_most() -> None:
+    """Where tuning fixes 15 % and breaks 5 %; two models that err independently need more items."""
+    verdicts = simulated_verdicts(200, 0.15, 0.05, 4000, seed=1)
+    assert verdicts.count("improved") > 0.8 * len(verdicts) and verdicts.count("regressed") == 0
+    assert simulated_verdicts(200, 0.05, 0.15, 4000, seed=2).count("regressed") > 0.8 * 4000
+
+
+@pytest.mark.parametrize(("difference", "discordant"), [(0.1, 0.2), (0.05, 0.1), (-0.1, 0.5), (0.02, 0.06), (0.3, 0.3)])
+def test_the_items_needed_give_the_power_they_promise(difference: float, discordant: float) -> None:
+    """The formula rests on the normal approximation; the exact test is a little stricter."""
+    needed = stats.items_needed(difference, discordant)
+    assert needed is not None
+    fixed, broken = (discordant + difference) / 2, (discordant - difference) / 2
+    verdicts = simulated_verdicts(needed, fixed, broken, 4000, seed=needed)
+    told = verdicts.count("improved" if difference > 0 else "regressed") / len(verdicts)
+    assert 0.70 <= told <= 0.86
+
+
+def test_the_items_needed_by_hand() -> None:
+    assert stats.items_needed(0.0, 0.3) is None and stats.items_needed_by_spread(0.0, 0.1, 50) is None
+    assert stats.items_needed(0.1, 0.2) == stats.items_needed(-0.1, 0.2) == 155
+    assert stats.items_needed(0.2, 0.1) == stats.items_needed(0.2, 0.2)  # fewer cannot be discordant
+    assert stats.items_needed_by_spread(0.1, 0.1, 100) == math.ceil(100 * (1.959964 + 0.841621) ** 2)
+    spread = stats.items_needed_by_spread(0.1, (0.2 - 0.01) ** 0.5 / 10, 100)  # of a difference of right and wrong
+    assert spread == pytest.approx(155, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "needed", "words"),
+    [
+        ("improved", 10, "improved"),
+        ("regressed", None, "regressed"),
+        ("cannot tell", None, "cannot tell with 1,200 items: no difference was seen"),
+        ("cannot tell", 1100, "cannot tell with 1,200 items: a few more may tell"),
+        ("cannot tell", 34_512, "cannot tell with 1,200 items; about 35,000 would tell a difference of this size"),
+    ],
+)
+def test_verdicts_in_words(verdict: stats.Verdict, needed: int | None, words: str) -> None:
+    assert stats.in_words(verdict, 1200, needed) == words
+
+
+def test_few_kinds_of_items_are_resampled_as_single_ones_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = columns([1.0] * 40 + [0.0] * 60), columns([1.0] * 30 + [0.0] * 30 + [1.0] * 40)
+    by_kind = stats.paired_bootstrap_interval(base, tuned, ratio, 3)
+    error = stats.paired_standard_error(base, tuned, ratio, 3)
+    assert error == pytest.approx(np.std(tuned[:, 0] - base[:, 0]) / 10, rel=0.05)
+    monkeypatch.setattr(stats, "_FEW_KINDS", 0)
+    assert stats.paired_bootstrap_interval(base, tuned, ratio, 3) == pytest.approx(by_kind, abs=0.4 * error)

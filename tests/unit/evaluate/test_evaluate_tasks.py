@@ -11,9 +11,10 @@ import pytest
 from tunesmith.errors import DataError, EnvironmentProblem
 from tunesmith.evaluate.client import Answer, ToolCall
 from tunesmith.evaluate.function_calls import FunctionCalls
+from tunesmith.evaluate.stage import tasks_of
 from tunesmith.evaluate.task import Transcript
 from tunesmith.evaluate.text import TextAnswers, jaccard
-from tunesmith.recipe.schema import FunctionCallTask, TextTask
+from tunesmith.recipe.schema import Evaluate, FunctionCallTask, TextTask
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
 
@@ -77,6 +78,19 @@ def test_text_judgement(tmp_path: Path) -> None:
     failed = task.judge(item, Transcript((Answer(error="timeout"),)))
     assert not failed.correct and set(failed.scores.values()) == {0.0}
     assert set(failed.statistics) == {m.name for m in task.metrics}
+
+
+def test_named_sets_are_tasks_of_their_own(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n}.jsonl", [{"prompt": n, "completion": n}] * 3) for n in ("test", "dev", "hard")]
+    settings = TextTask((files[0],), ("exact_match",), 2, sets={"dev": (files[1],), "adversarial": (files[2],)})
+    tasks = tasks_of(Evaluate(text=settings))
+    assert [task.name for task in tasks] == ["text", "text.dev", "text.adversarial"]
+    assert [[item.reference for item in task.items()] for task in tasks] == [["test"] * 2, ["dev"] * 2, ["hard"] * 2]
+    only_sets = Evaluate(text=TextTask((), ("exact_match",), sets={"dev": (files[1],)}))
+    assert [task.name for task in tasks_of(only_sets)] == ["text.dev"]
+    empty = TextTask((), ("exact_match",), sets={"dev": (write(tmp_path / "none.jsonl", []),)})
+    with pytest.raises(DataError, match=r"evaluate\.text\.sets\.dev"):
+        TextAnswers(empty, "dev").items()
 
 
 def test_only_wanted_metrics_are_summed(tmp_path: Path) -> None:
