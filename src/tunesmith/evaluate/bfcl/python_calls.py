@@ -1,0 +1,225 @@
+"""Read calls in Python's syntax, as `ast.parse` sees them, into `{function name: {argument: value}}`. Nothing is run.
+
+What the official decoder makes of each piece of syntax is repeated exactly (`ast_parse`, `resolve_ast_call` and
+`resolve_ast_by_type` in `bfcl_eval/model_handler/utils.py`), with one difference: expressions go to `arithmetic.py`
+instead of `eval`.
+
+Two ways lead to the same result. Plain calls, names and literals without escapes, are read with a few regular
+expressions; whatever is not plain goes through `ast.parse`, once its brackets and quotes are known to match.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tunesmith.evaluate.bfcl.arithmetic import constant_value
+
+MOST_CHARACTERS = 100_000  # 4,096 tokens, the official limit of an answer, are a quarter of that
+_MOST_BRACKETS_OPEN = 200  # CPython's tokenizer gives up there, too
+
+Call = dict[str, dict[Any, Any]]
+
+
+class Undecodable(ValueError):
+    """A text that is not calls in the expected notation."""
+
+
+def read_calls(text: str) -> list[Call]:
+    """Return the calls of `[f(a=1), g(b="x")]` or `f(a=1)`.
+
+    Positional arguments are dropped, a repeated argument's last value counts, and an unquoted word is a string.
+
+    Raises:
+        Undecodable: the text is something else, or too long.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise Undecodable(f"{len(text):,} characters are more than any answer has")
+    calls = _plain_calls(text)
+    if calls is not None:
+        return calls
+    text = text.strip().strip("'")
+    check_brackets(text)
+    try:
+        return _calls_of(ast.parse(text, mode="eval").body)
+    except Undecodable:
+        raise
+    # `ast.parse` raises RecursionError and MemoryError for what is nested too deeply for it; the rest comes from
+    # arithmetic, from dictionary keys that cannot be hashed and from texts that UTF-8 cannot hold.
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
+        raise Undecodable(f"{type(error).__name__}: {error}"[:300]) from None
+
+
+_TOKEN = re.compile(
+    r"""(?P<string>'''(?:[^\\]|\\.)*?'''|\"""(?:[^\\]|\\.)*?\"""|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+    r"""|(?P<quote>['"])|(?P<comment>\#[^\n]*)|(?P<open>[\[({])|(?P<close>[\])}])""",
+    re.DOTALL,
+)
+_PAIRS = {"[": "]", "(": ")", "{": "}"}
+
+
+def check_brackets(text: str) -> None:
+    """Refuse a text that `ast.parse` would refuse more slowly.
+
+    Raises:
+        Undecodable: brackets or quotes do not match, or too many brackets are open at once.
+    """
+    awaited: list[str] = []
+    for token in _TOKEN.finditer(text):
+        kind = token.lastgroup
+        if kind == "quote":
+            raise Undecodable("a string is not closed")
+        if kind == "open":
+            awaited.append(_PAIRS[token.group()])
+            if len(awaited) > _MOST_BRACKETS_OPEN:
+                raise Undecodable(f"more than {_MOST_BRACKETS_OPEN} brackets inside each other")
+        elif kind == "close" and (not awaited or awaited.pop() != token.group()):
+            raise Undecodable(f"an unmatched {token.group()!r}")
+    if awaited:
+        raise Undecodable(f"{awaited[-1]!r} is missing")
+
+
+def _calls_of(body: ast.expr) -> list[Call]:
+    if isinstance(body, ast.Call):
+        return [_call(body)]
+    if not isinstance(body, ast.List | ast.Tuple | ast.Set):
+        raise Undecodable(f"{type(body).__name__} is no list of calls")
+    calls = []
+    for element in body.elts:
+        if not isinstance(element, ast.Call):
+            raise Undecodable(f"{type(element).__name__} is no call")
+        calls.append(_call(element))
+    return calls
+
+
+def _call(node: ast.Call) -> Call:
+    parts: list[str] = []
+    function = node.func
+    while isinstance(function, ast.Attribute):
+        parts.append(function.attr)
+        function = function.value
+    if isinstance(function, ast.Name):
+        parts.append(function.id)
+    return {".".join(reversed(parts)): {argument.arg: _value(argument.value) for argument in node.keywords}}
+
+
+def _value(node: ast.expr | None) -> Any:
+    reader = _READERS.get(type(node))
+    if reader is None:
+        raise Undecodable(f"{type(node).__name__} is no value")
+    return reader(node)
+
+
+def _constant(node: ast.Constant) -> Any:
+    return "..." if node.value is Ellipsis else node.value
+
+
+def _unary(node: ast.UnaryOp) -> Any:
+    """Return the negative, whatever the operator: the official decoder does not look at it."""
+    if not isinstance(node.operand, ast.Constant):
+        raise Undecodable("an operator before something that is no constant")
+    return -node.operand.value
+
+
+def _mapping(node: ast.Dict) -> Any:
+    return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+
+
+def _nested_call(node: ast.Call) -> Any:
+    return _call(node) if node.keywords else ast.unparse(node)
+
+
+def _subscript(node: ast.Subscript) -> str:
+    return f"{ast.unparse(node.value)}[{ast.unparse(node.slice)}]"
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {
+    ast.Constant: _constant,
+    ast.UnaryOp: _unary,
+    ast.List: lambda node: [_value(element) for element in node.elts],
+    ast.Tuple: lambda node: tuple([_value(element) for element in node.elts]),
+    ast.Dict: _mapping,
+    ast.Name: lambda node: node.id,
+    ast.BinOp: constant_value,
+    ast.Call: _nested_call,
+    ast.Subscript: _subscript,
+}
+
+
+# The plain way. Strings hold no backslash, line break, NUL or half of a surrogate pair; integers have no leading zero
+# and are short; names are ASCII: there `ast.parse` has nothing to normalise, and these patterns say all there is.
+_GAP = r"[ \t\n]*"
+_STRING = "\"[^\"\\\\\\n\\r\\x00\ud800-\udfff]*\"|'[^'\\\\\\n\\r\\x00\ud800-\udfff]*'"
+_NUMBER = r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,17})?(?![\w.])"
+_WORD = r"[A-Za-z_]\w*"
+_SCALAR = rf"{_STRING}|{_NUMBER}|{_WORD}"
+_FUNCTION = re.compile(rf"{_GAP}({_WORD}(?:\.{_WORD})*)\({_GAP}", re.ASCII)
+_ARGUMENT = re.compile(
+    rf"({_WORD})[ ]*=[ ]*(?:({_SCALAR})|\[({_GAP}(?:(?:{_SCALAR}){_GAP}(?:,{_GAP}(?:{_SCALAR}){_GAP})*)?)\])"
+    rf"{_GAP}(?:(,){_GAP}(?=[A-Za-z_])|\))",
+    re.ASCII,
+)
+_ELEMENT = re.compile(_SCALAR, re.ASCII)
+_AFTER_CALL = re.compile(rf"{_GAP}(?:(,)|\]\Z)", re.ASCII)
+_KEYWORDS = frozenset(keyword.kwlist)
+_CONSTANTS = {"True": True, "False": False, "None": None}
+
+
+def _plain_calls(text: str) -> list[Call] | None:
+    """Return the calls of a plain text in brackets, or None when it is not plain."""
+    if not text.startswith("["):
+        return None
+    calls: list[Call] = []
+    at = 1
+    while True:
+        function = _FUNCTION.match(text, at)
+        if function is None:
+            return None
+        name = function.group(1)
+        if name in _KEYWORDS or ("." in name and not _KEYWORDS.isdisjoint(name.split("."))):
+            return None
+        arguments: dict[Any, Any] = {}
+        at = function.end()
+        if text.startswith(")", at):
+            at += 1
+        else:
+            while True:
+                argument = _ARGUMENT.match(text, at)
+                if argument is None:
+                    return None
+                word, scalar, elements, comma = argument.groups()
+                if word in _KEYWORDS:
+                    return None
+                try:
+                    if scalar is not None:
+                        arguments[word] = _plain_value(scalar)
+                    else:
+                        arguments[word] = [_plain_value(element) for element in _ELEMENT.findall(elements)]
+                except Undecodable:
+                    return None
+                at = argument.end()
+                if comma is None:
+                    break
+        calls.append({name: arguments})
+        after = _AFTER_CALL.match(text, at)
+        if after is None:
+            return None
+        at = after.end()
+        if after.group(1) is None:
+            return calls
+
+
+def _plain_value(text: str) -> Any:
+    first = text[0]
+    if first in "\"'":
+        return text[1:-1]
+    if first.isalpha() or first == "_":
+        if text in _KEYWORDS:
+            if text in _CONSTANTS:
+                return _CONSTANTS[text]
+            raise Undecodable(f"{text} is a keyword")
+        return text
+    return float(text) if "." in text else int(text)
