@@ -24,47 +24,317 @@ class Raw:
 
 Calls = list[tuple[str, list[tuple[str, Any]]]]
 
-_STRINGS = ["", " ", "a", "A", "5", "true", "null", "None", "x-y", "O'Brien", 'say "hi"', "näïve", "日本", "a\tb", "1,5", "[1]", "{}"]
-_ODD = ["5", 0, 1, -1, 1.0, 0.5, True, False, None, [], {}, "", [1], ["a"], {"a": 1}, (1, 2), [[1]], [None], "x", 10**20]
+_STRINGS = [
+    "",
+    " ",
+    "a",
+    "A",
+    "5",
+    "true",
+    "null",
+    "None",
+    "x-y",
+    "O'Brien",
+    'say "hi"',
+    "näïve",
+    "日本",
+    "a\tb",
+    "1,5",
+    "[1]",
+    "{}",
+]
+_ODD = [
+    "5",
+    0,
+    1,
+    -1,
+    1.0,
+    0.5,
+    True,
+    False,
+    None,
+    [],
+    {},
+    "",
+    [1],
+    ["a"],
+    {"a": 1},
+    (1, 2),
+    [[1]],
+    [None],
+    "x",
+    10**20,
+]
 _EXPRESSIONS = [
-    "1+1", "2*3.5", "2**3", "10/4", "7//2", "7%3", "1<<3", "-5", "+5", "~5", "not True", "-(-5)", "-x", "'a'+'b'", "'a'*3",
-    "[1]*2", "[1]+[2]", "(1,)+(2,)", "5 if True else 6", "a.b", "a.b.c", "a[0]", "a['k']", "a[1:2]", "f()", "f(1)", "f(x=1)",
-    "f(g(1), 2)", "lambda: 1", "lambda x: x", "f'{1}'", "f'a'", "b'a'", "r'a\\b'", "'a' 'b'", "...", "1j", "1_000", "0x1F",
-    "0b11", "1e3", "1E-2", ".5", "5.", "007", "{1, 2}", "{1}", "{**{}}", "{'a': 1, **{}}", "[*[1]]", "[x for x in y]", "1 < 2",
-    "1 and 2", "x or y", "true", "false", "null", "None", "True", "x", "class", "x y", "", "1 2", "(1)", "(1,)", "()", "(1, 2)",
-    "1/0", "'a'+1", "'%d' % 5", "'%s' % 'a'", "await x", "yield", "x := 1", "'a\\nb'", "'a\\'b'", '"""a"""', "'\\x41'", "'\\q'",
-    "abs(-3)+1", "max(1, 2)*2", "round(2.5)+0", "foo(1)+1", "1+x", "[1, [2, [3]]]", "{'a': {'b': [1]}}", "{1: 2}", "{(1,): 2}",
-    "{[1]: 2}", "datetime(2024, 1, 1)", "np.array([1, 2])", "2 - 5", "3 * -1", "1.5 + 1", "None + 1", "True + 1", "(1+2)*3",
-]  # fmt: skip
+    "1+1",
+    "2*3.5",
+    "2**3",
+    "10/4",
+    "7//2",
+    "7%3",
+    "1<<3",
+    "-5",
+    "+5",
+    "~5",
+    "not True",
+    "-(-5)",
+    "-x",
+    "'a'+'b'",
+    "'a'*3",
+    "[1]*2",
+    "[1]+[2]",
+    "(1,)+(2,)",
+    "5 if True else 6",
+    "a.b",
+    "a.b.c",
+    "a[0]",
+    "a['k']",
+    "a[1:2]",
+    "f()",
+    "f(1)",
+    "f(x=1)",
+    "f(g(1), 2)",
+    "lambda: 1",
+    "lambda x: x",
+    "f'{1}'",
+    "f'a'",
+    "b'a'",
+    "r'a\\b'",
+    "'a' 'b'",
+    "...",
+    "1j",
+    "1_000",
+    "0x1F",
+    "0b11",
+    "1e3",
+    "1E-2",
+    ".5",
+    "5.",
+    "007",
+    "{1, 2}",
+    "{1}",
+    "{**{}}",
+    "{'a': 1, **{}}",
+    "[*[1]]",
+    "[x for x in y]",
+    "1 < 2",
+    "1 and 2",
+    "x or y",
+    "true",
+    "false",
+    "null",
+    "None",
+    "True",
+    "x",
+    "class",
+    "x y",
+    "",
+    "1 2",
+    "(1)",
+    "(1,)",
+    "()",
+    "(1, 2)",
+    "1/0",
+    "'a'+1",
+    "'%d' % 5",
+    "'%s' % 'a'",
+    "await x",
+    "yield",
+    "x := 1",
+    "'a\\nb'",
+    "'a\\'b'",
+    '"""a"""',
+    "'\\x41'",
+    "'\\q'",
+    "abs(-3)+1",
+    "max(1, 2)*2",
+    "round(2.5)+0",
+    "foo(1)+1",
+    "1+x",
+    "[1, [2, [3]]]",
+    "{'a': {'b': [1]}}",
+    "{1: 2}",
+    "{(1,): 2}",
+    "{[1]: 2}",
+    "datetime(2024, 1, 1)",
+    "np.array([1, 2])",
+    "2 - 5",
+    "3 * -1",
+    "1.5 + 1",
+    "None + 1",
+    "True + 1",
+    "(1+2)*3",
+]
 _JAVA_EXPRESSIONS = [
-    "5", "-5", "5L", "5l", "5.0", "5f", "5.5F", "1e3", "1e3f", "true", "false", "null", "'c'", '"s"', '"a\\"b"', "x", "x.y", "x.y()",
-    "x.y(1, 2)", "new int[]{1, 2}", 'new String[]{"a", "b"}', "new int[3]", "new int[][]{{1}, {2}}", "new ArrayList<>()",
-    'new ArrayList<>(Arrays.asList("a", "b"))', "new ArrayList<Integer>(Arrays.asList(1, 2))", "Arrays.asList(1, 2)",
-    'new ArrayList<String>() {{ add("a"); add("b"); }}', 'new HashMap<>() {{ put("a", 1); }}', "new HashMap<>()",
-    'new HashMap<String, String>() {{ put("a", "b"); put("c", "d"); }}', "new HashMap<String, Integer>()", "new Foo()",
-    "new Foo(1, \"a\", x)", "(int) 5", "a + b", "a ? b : c", "x -> x", "() -> 5", "String::new", "Foo.class", "int.class",
-    "this", "super.x()", "new Foo() { void f() {} }", "List.of(1, 2)", "a[0]", "!x", "x = 5", "{1, 2}", "[1, 2]", "None", "True",
-    '"ü"', "'ü'", "5 5", "a b", "", "\"", "@A", "switch", "new", "0x1F", "1_000", "x instanceof Y", '"""a"""', "a.<T>b()", "(x)",
-    "new Foo<Bar>()", "new a.b.Foo()", "Foo.Bar.BAZ", "5d", ".5", "5.", "byte", "new byte[]{(byte) 0x10}", "new char[]{'a', 'b'}",
-]  # fmt: skip
+    "5",
+    "-5",
+    "5L",
+    "5l",
+    "5.0",
+    "5f",
+    "5.5F",
+    "1e3",
+    "1e3f",
+    "true",
+    "false",
+    "null",
+    "'c'",
+    '"s"',
+    '"a\\"b"',
+    "x",
+    "x.y",
+    "x.y()",
+    "x.y(1, 2)",
+    "new int[]{1, 2}",
+    'new String[]{"a", "b"}',
+    "new int[3]",
+    "new int[][]{{1}, {2}}",
+    "new ArrayList<>()",
+    'new ArrayList<>(Arrays.asList("a", "b"))',
+    "new ArrayList<Integer>(Arrays.asList(1, 2))",
+    "Arrays.asList(1, 2)",
+    'new ArrayList<String>() {{ add("a"); add("b"); }}',
+    'new HashMap<>() {{ put("a", 1); }}',
+    "new HashMap<>()",
+    'new HashMap<String, String>() {{ put("a", "b"); put("c", "d"); }}',
+    "new HashMap<String, Integer>()",
+    "new Foo()",
+    'new Foo(1, "a", x)',
+    "(int) 5",
+    "a + b",
+    "a ? b : c",
+    "x -> x",
+    "() -> 5",
+    "String::new",
+    "Foo.class",
+    "int.class",
+    "this",
+    "super.x()",
+    "new Foo() { void f() {} }",
+    "List.of(1, 2)",
+    "a[0]",
+    "!x",
+    "x = 5",
+    "{1, 2}",
+    "[1, 2]",
+    "None",
+    "True",
+    '"ü"',
+    "'ü'",
+    "5 5",
+    "a b",
+    "",
+    '"',
+    "@A",
+    "switch",
+    "new",
+    "0x1F",
+    "1_000",
+    "x instanceof Y",
+    '"""a"""',
+    "a.<T>b()",
+    "(x)",
+    "new Foo<Bar>()",
+    "new a.b.Foo()",
+    "Foo.Bar.BAZ",
+    "5d",
+    ".5",
+    "5.",
+    "byte",
+    "new byte[]{(byte) 0x10}",
+    "new char[]{'a', 'b'}",
+]
 _JAVASCRIPT_EXPRESSIONS = [
-    "5", "-5", "5n", "5.5", "1e3", "true", "false", "null", "undefined", "'s'", '"s"', "`s`", "`a${b}`", "x", "x.y", "x.y()", "x()",
-    "[1, 2]", "['a', 'b']", "[]", "[[1, 2], [3, 4]]", "[[1], 2]", "[{a: 1}, {b: 2}]", "new Array(1, 2)", "new Array([1], [2])",
-    "{}", "{a: 1}", "{'a': 'b'}", '{"a": [1, 2]}', "{'a': {'b': 1}}", "{a: 1, b: true}", "{a, b}", "{...a}", "{'a': 'x, y'}",
-    "() => 5", "x => x", "function() { return 1; }", "async () => {}", "class {}", "/re/g", "a ? b : c", "a + b", "!x", "typeof x",
-    "new Foo()", "new Date('2024-01-01')", "x[0]", "x?.y", "a ?? b", "5 5", "a b", "", "'", "None", "True", "(x)", "x = 5", "x: 5",
-    "{a: }", "[1,", "...x", "await x", "'ü'", "{ü: 1}", "Infinity", "NaN", "0x1F", "1_000", ".5", "5.", "'a\\'b'", "[,]", "[1,,2]",
-    "['a,b', 'c']", "{a: 'b', 'c': 1.5}", "{'a':1,'b':2}", "[true, false]", "['1', 2]", "[[1, 2], [3, 4]", "[[1],[2]] + [3]",
-]  # fmt: skip
+    "5",
+    "-5",
+    "5n",
+    "5.5",
+    "1e3",
+    "true",
+    "false",
+    "null",
+    "undefined",
+    "'s'",
+    '"s"',
+    "`s`",
+    "`a${b}`",
+    "x",
+    "x.y",
+    "x.y()",
+    "x()",
+    "[1, 2]",
+    "['a', 'b']",
+    "[]",
+    "[[1, 2], [3, 4]]",
+    "[[1], 2]",
+    "[{a: 1}, {b: 2}]",
+    "new Array(1, 2)",
+    "new Array([1], [2])",
+    "{}",
+    "{a: 1}",
+    "{'a': 'b'}",
+    '{"a": [1, 2]}',
+    "{'a': {'b': 1}}",
+    "{a: 1, b: true}",
+    "{a, b}",
+    "{...a}",
+    "{'a': 'x, y'}",
+    "() => 5",
+    "x => x",
+    "function() { return 1; }",
+    "async () => {}",
+    "class {}",
+    "/re/g",
+    "a ? b : c",
+    "a + b",
+    "!x",
+    "typeof x",
+    "new Foo()",
+    "new Date('2024-01-01')",
+    "x[0]",
+    "x?.y",
+    "a ?? b",
+    "5 5",
+    "a b",
+    "",
+    "'",
+    "None",
+    "True",
+    "(x)",
+    "x = 5",
+    "x: 5",
+    "{a: }",
+    "[1,",
+    "...x",
+    "await x",
+    "'ü'",
+    "{ü: 1}",
+    "Infinity",
+    "NaN",
+    "0x1F",
+    "1_000",
+    ".5",
+    "5.",
+    "'a\\'b'",
+    "[,]",
+    "[1,,2]",
+    "['a,b', 'c']",
+    "{a: 'b', 'c': 1.5}",
+    "{'a':1,'b':2}",
+    "[true, false]",
+    "['1', 2]",
+    "[[1, 2], [3, 4]",
+    "[[1],[2]] + [3]",
+]
 
 
 def right_calls(entry: dict[str, Any], rng: random.Random | None = None) -> Calls:
-    """Return the calls of an item's ground truth: the first alternative that is not "", or any when `rng` is given."""
+    """Return the calls of an item's ground truth: alternatives by chance, or the first that is neither "" nor null."""
     calls: Calls = []
     for call in entry["ground_truth"]:
         (name, parameters), arguments = next(iter(call.items())), []
         for parameter, alternatives in parameters.items():
-            real = [a for a in alternatives if a != ""]
+            real = [a for a in alternatives if a != "" and (rng or a is not None)]
             if rng and "" in alternatives and rng.random() < 0.5:
                 continue
             if real:
@@ -102,7 +372,12 @@ def _other_type(value: Any, rng: random.Random) -> Any:
         if value.lstrip("-").replace(".", "", 1).isdigit():
             choices += [Raw(value)]
     elif isinstance(value, list):
-        choices += [tuple(value), json.dumps(value, default=str), {str(i): v for i, v in enumerate(value)}, value[0] if value else 0]
+        choices += [
+            tuple(value),
+            json.dumps(value, default=str),
+            {str(i): v for i, v in enumerate(value)},
+            value[0] if value else 0,
+        ]
     elif isinstance(value, dict):
         choices += [list(value.items()), [value], list(value), json.dumps(value, default=str)]
     return rng.choice(choices)
@@ -163,7 +438,9 @@ def _odd_inside(value: Any, rng: random.Random) -> Any:
         return [*value[:at], inner, *value[at + 1 :]]
     if isinstance(value, dict) and value:
         key = rng.choice(list(value))
-        inner = _odd_inside(value[key], rng) if rng.random() < 0.4 else rng.choice([*_ODD, _other_type(value[key], rng)])
+        inner = (
+            _odd_inside(value[key], rng) if rng.random() < 0.4 else rng.choice([*_ODD, _other_type(value[key], rng)])
+        )
         return {**value, key: inner}
     return rng.choice(_ODD)
 
@@ -181,10 +458,19 @@ def _unnested(value: Any, rng: random.Random) -> Any:
 
 
 VALUE_MUTATIONS = (
-    _other_type, _other_case, _other_punctuation, _other_order, _less_or_more, _odd_inside, _nested, _unnested,
-    lambda value, rng: None, lambda value, rng: "", lambda value, rng: rng.choice(_ODD),
+    _other_type,
+    _other_case,
+    _other_punctuation,
+    _other_order,
+    _less_or_more,
+    _odd_inside,
+    _nested,
+    _unnested,
+    lambda value, rng: None,
+    lambda value, rng: "",
+    lambda value, rng: rng.choice(_ODD),
     lambda value, rng: rng.choice(_STRINGS),
-)  # fmt: skip
+)
 
 
 # ---- what goes wrong with calls ------------------------------------------------------------------------------------
@@ -195,7 +481,7 @@ def _mutate_value(calls: Calls, entry: dict[str, Any], rng: random.Random) -> Ca
     if not with_arguments:
         return calls
     index = rng.choice(with_arguments)
-    name, arguments = calls[index]
+    arguments = calls[index][1]
     at = rng.randrange(len(arguments))
     parameter, value = arguments[at]
     arguments[at] = (parameter, rng.choice(VALUE_MUTATIONS)(value, rng))
@@ -263,7 +549,15 @@ def _rename(calls: Calls, entry: dict[str, Any], rng: random.Random) -> Calls:
     at = rng.randrange(len(calls))
     name, arguments = calls[at]
     others = [f["name"] for f in entry["function"]]
-    changed = [name.upper(), name.replace(".", "_"), name.split(".")[-1], f"a.{name}", f"{name}_", rng.choice(others), "f"]
+    changed = [
+        name.upper(),
+        name.replace(".", "_"),
+        name.split(".")[-1],
+        f"a.{name}",
+        f"{name}_",
+        rng.choice(others),
+        "f",
+    ]
     if arguments and rng.random() < 0.4:
         parameter, value = arguments[0]
         arguments[0] = (rng.choice([parameter.upper(), f"{parameter}_", "x"]), value)
@@ -273,9 +567,21 @@ def _rename(calls: Calls, entry: dict[str, Any], rng: random.Random) -> Calls:
 
 
 CALL_MUTATIONS = (
-    _mutate_value, _mutate_value, _mutate_value, _mutate_value, _expression, _expression, _omit_argument, _add_argument,
-    _add_argument, _repeat_argument, _reorder, _omit_call, _add_call, _rename,
-)  # fmt: skip
+    _mutate_value,
+    _mutate_value,
+    _mutate_value,
+    _mutate_value,
+    _expression,
+    _expression,
+    _omit_argument,
+    _add_argument,
+    _add_argument,
+    _repeat_argument,
+    _reorder,
+    _omit_call,
+    _add_call,
+    _rename,
+)
 
 
 # ---- texts ---------------------------------------------------------------------------------------------------------
@@ -294,7 +600,7 @@ def _python_source(value: Any, rng: random.Random) -> str:
 
 
 def _java_source(value: Any, kind: str, element: str, rng: random.Random) -> str:
-    """Return the source a careful model would write for a value of a type; strings are themselves when not of `String`."""
+    """Return the source a careful model would write for a value of a type."""
     if isinstance(value, Raw):
         return value.text
     if isinstance(value, bool) or value is None:
@@ -304,7 +610,11 @@ def _java_source(value: Any, kind: str, element: str, rng: random.Random) -> str
         if kind == "ArrayList":
             added = " ".join(f"add({_java_source(item, element, '', rng)});" for item in value)
             return rng.choice(
-                [f"new ArrayList<>(Arrays.asList({inner}))", f"new ArrayList<{element}>() {{{{ {added} }}}}", f"Arrays.asList({inner})"]
+                [
+                    f"new ArrayList<>(Arrays.asList({inner}))",
+                    f"new ArrayList<{element}>() {{{{ {added} }}}}",
+                    f"Arrays.asList({inner})",
+                ]
             )
         return f"new {element or 'Object'}[]{{{inner}}}"
     if isinstance(value, dict):
@@ -314,7 +624,11 @@ def _java_source(value: Any, kind: str, element: str, rng: random.Random) -> str
         return f"{value}L"
     if isinstance(value, float) and kind == "float":
         return f"{value}f"
-    if isinstance(value, str) and (kind in ("any", "char", "") or rng.random() < 0.1) and value.replace(".", "").isidentifier():
+    if (
+        isinstance(value, str)
+        and (kind in ("any", "char", "") or rng.random() < 0.1)
+        and value.replace(".", "").isidentifier()
+    ):
         return rng.choice([value, json.dumps(value)])
     return json.dumps(value, ensure_ascii=False, default=str)
 
@@ -342,7 +656,9 @@ def source_text(calls: Calls, entry: dict[str, Any], rng: random.Random) -> str:
     """Return calls in the notation of the item's language."""
     texts = []
     for name, arguments in calls:
-        properties = next((f for f in entry["function"] if f["name"] == name), entry["function"][0])["parameters"]["properties"]
+        properties = next((f for f in entry["function"] if f["name"] == name), entry["function"][0])["parameters"][
+            "properties"
+        ]
         parts = []
         for parameter, value in arguments:
             schema = properties.get(parameter, {})
@@ -357,7 +673,21 @@ def source_text(calls: Calls, entry: dict[str, Any], rng: random.Random) -> str:
     return "[" + ", ".join(texts) + "]"
 
 
-_NOISE = list("[](){}'\"`,=.:;#\\ \n\t*-+@!<>0a") + ["**", "==", "\x00", "\ud800", "’", "\r\n", "\x0c", "'''", "# ", "f'", " if ", "lambda "]
+_NOISE = [
+    *"[](){}'\"`,=.:;#\\ \n\t*-+@!<>0a",
+    "**",
+    "==",
+    "\x00",
+    "\ud800",
+    "’",
+    "\r\n",
+    "\x0c",
+    "'''",
+    "# ",
+    "f'",
+    " if ",
+    "lambda ",
+]
 
 
 def _broken(text: str, rng: random.Random) -> str:
@@ -381,15 +711,56 @@ def _wrapped(text: str, rng: random.Random) -> str:
     inner = text[1:-1]
     return rng.choice(
         [
-            inner, f"[{inner}", f"{inner}]", f"```{text}```", f"```python\n{text}\n```", f"`{text}`", f"'{text}'", f'"{text}"',
-            f"\n\n{text}\n", f"[{text}]", f"({inner})", f"({inner},)", f"{{{inner}}}", f"{text};", f"{text}\n{text}", f"{text}{text}",
-            f"Here you are: {text}", f"{text} # done", f"[{inner},]", f"[ {inner} ]", f"[\n  {inner}\n]", f"[*{inner}]", f"[{inner}, 1]",
-            inner.replace("(", "(1, ", 1), inner.replace("(", "(*[1], ", 1), inner.replace("(", "(**{'a': 1}, ", 1), f"await {inner}",
-            inner.replace("(", "()(", 1), inner.replace("(", "[0](", 1), inner.replace("=", " = "), inner.replace(", ", ","),
-            inner.replace("=", ": "), inner.replace("=", "=="), f"x = {text}", f"print({inner})", f"<TOOLCALL>{text}</TOOLCALL>", "", "[]",
-            "[{}]", "I cannot do that.", "[I cannot do that.]", "None", "[None]", f"[{inner}] # ]", inner.replace("(", " (", 1),
-            inner.replace(", ", ",\n\t"), f"[{inner}, {inner}]", text.replace("'", "’"), text.replace("True", "true").replace("None", "null"),
-        ]  # fmt: skip
+            inner,
+            f"[{inner}",
+            f"{inner}]",
+            f"```{text}```",
+            f"```python\n{text}\n```",
+            f"`{text}`",
+            f"'{text}'",
+            f'"{text}"',
+            f"\n\n{text}\n",
+            f"[{text}]",
+            f"({inner})",
+            f"({inner},)",
+            f"{{{inner}}}",
+            f"{text};",
+            f"{text}\n{text}",
+            f"{text}{text}",
+            f"Here you are: {text}",
+            f"{text} # done",
+            f"[{inner},]",
+            f"[ {inner} ]",
+            f"[\n  {inner}\n]",
+            f"[*{inner}]",
+            f"[{inner}, 1]",
+            inner.replace("(", "(1, ", 1),
+            inner.replace("(", "(*[1], ", 1),
+            inner.replace("(", "(**{'a': 1}, ", 1),
+            f"await {inner}",
+            inner.replace("(", "()(", 1),
+            inner.replace("(", "[0](", 1),
+            inner.replace("=", " = "),
+            inner.replace(", ", ","),
+            inner.replace("=", ": "),
+            inner.replace("=", "=="),
+            f"x = {text}",
+            f"print({inner})",
+            f"<TOOLCALL>{text}</TOOLCALL>",
+            "",
+            "[]",
+            "[{}]",
+            "I cannot do that.",
+            "[I cannot do that.]",
+            "None",
+            "[None]",
+            f"[{inner}] # ]",
+            inner.replace("(", " (", 1),
+            inner.replace(", ", ",\n\t"),
+            f"[{inner}, {inner}]",
+            text.replace("'", "’"),
+            text.replace("True", "true").replace("None", "null"),
+        ]
     )
 
 
@@ -397,17 +768,31 @@ def _json_text(calls: Calls, rng: random.Random) -> str:
     body = [{"function": name, "parameters": dict(arguments)} for name, arguments in calls]
     text = json.dumps(body, default=lambda v: v.text if isinstance(v, Raw) else str(v))
     if rng.random() < 0.2:
-        text = rng.choice([text.replace("parameters", "arguments", 1), text[1:-1], f"{text} or {text}", f"[{text}]", '[1, "a"]', "{}"])
+        text = rng.choice(
+            [text.replace("parameters", "arguments", 1), text[1:-1], f"{text} or {text}", f"[{text}]", '[1, "a"]', "{}"]
+        )
     return rng.choice([text, f"```json\n{text}\n```", f"So:\n{text}", f"{text}\ndone"])
 
 
 def _xml_text(calls: Calls, verbose: bool, rng: random.Random) -> str:
-    kinds = {bool: "boolean", int: "integer", float: "float", list: "array", dict: "dict", tuple: "tuple", type(None): "null"}
+    kinds = {
+        bool: "boolean",
+        int: "integer",
+        float: "float",
+        list: "array",
+        dict: "dict",
+        tuple: "tuple",
+        type(None): "null",
+    }
     functions = []
     for name, arguments in calls:
         parts = []
         for parameter, value in arguments:
-            kind = kinds.get(type(value), "string") if rng.random() < 0.93 else rng.choice([*kinds.values(), "string", "int", ""])
+            kind = (
+                kinds.get(type(value), "string")
+                if rng.random() < 0.93
+                else rng.choice([*kinds.values(), "string", "int", ""])
+            )
             text = value.text if isinstance(value, Raw) else value if isinstance(value, str) else repr(value)
             if verbose:
                 parts.append(f"<param name={quoteattr(parameter)} value={quoteattr(text)} type={quoteattr(kind)}/>")

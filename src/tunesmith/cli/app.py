@@ -141,6 +141,16 @@ VERBS = (
         ),
     ),
     Verb(
+        "bfcl",
+        "bfcl",
+        "score function calls as the Berkeley leaderboard does",
+        (
+            "tunesmith bfcl score --category simple_python --responses answers.jsonl --out verdicts.jsonl",
+            "tunesmith bfcl score --category parallel --protocol fc-openai-tools --responses a.jsonl --out v.jsonl",
+            "tunesmith bfcl categories",
+        ),
+    ),
+    Verb(
         "doctor",
         "doctor",
         "say what this machine can do and what is missing",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from tunesmith.errors import ModelError, missing_extra
+from tunesmith.errors import DataError, ModelError, missing_extra
 
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
@@ -19,6 +20,21 @@ def snapshot(repo_id: str, *, revision: str | None, trust_remote_code: bool = Fa
     Raises:
         ModelError: the repository or the revision does not exist, is not open to this token, or cannot be reached.
     """
+    patterns = [*_PATTERNS, "*.py"] if trust_remote_code else list(_PATTERNS)
+    return _snapshot("model", repo_id, revision, patterns)
+
+
+def dataset_snapshot(repo_id: str, *, revision: str | None, patterns: list[str]) -> Path:
+    """Return the directory of those files of a data set's repository that match patterns.
+
+    Raises:
+        DataError: the repository or the revision does not exist, is not open to this token, or cannot be reached.
+    """
+    return _snapshot("dataset", repo_id, revision, patterns)
+
+
+def _snapshot(kind: Literal["model", "dataset"], repo_id: str, revision: str | None, patterns: list[str]) -> Path:
+    noun, error_class = {"model": ("model", ModelError), "dataset": ("data set", DataError)}[kind]
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -30,23 +46,23 @@ def snapshot(repo_id: str, *, revision: str | None, trust_remote_code: bool = Fa
         )
     except ImportError:
         raise missing_extra(
-            "huggingface_hub", "hub", needed_for=f"the model {repo_id!r}, which is no directory,"
+            "huggingface_hub", "hub", needed_for=f"the {noun} {repo_id!r}, which is no directory,"
         ) from None
-    patterns = [*_PATTERNS, "*.py"] if trust_remote_code else list(_PATTERNS)
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, repo_type=kind))
     except GatedRepoError:
-        do = f"ask for access at https://huggingface.co/{repo_id} and set HF_TOKEN"
-        raise ModelError("this repository is gated", where=repo_id, do=do) from None
+        do = f"ask for access at {page} and set HF_TOKEN"
+        raise error_class("this repository is gated", where=repo_id, do=do) from None
     except RevisionNotFoundError:
-        raise ModelError(f"there is no revision {revision!r}", where=repo_id, do="check model.revision") from None
+        raise error_class(f"there is no revision {revision!r}", where=repo_id, do=f"look at {page}") from None
     except RepositoryNotFoundError:
-        do = "check model.name_or_path; a private repository needs HF_TOKEN"
-        raise ModelError(
+        do = f"check the {noun}'s name; a private repository needs HF_TOKEN"
+        raise error_class(
             "there is no such directory, and no such repository on the Hub", where=repo_id, do=do
         ) from None
     except LocalEntryNotFoundError:
-        do = "check model.name_or_path, or connect to the network (HF_HUB_OFFLINE=1 forbids it)"
-        raise ModelError("there is no such directory, and the Hub cannot be reached", where=repo_id, do=do) from None
+        do = f"check the {noun}'s name, or connect to the network (HF_HUB_OFFLINE=1 forbids it)"
+        raise error_class("there is no such directory, and the Hub cannot be reached", where=repo_id, do=do) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"the Hub did not deliver the model: {error}", where=repo_id, do="try again") from None
+        raise error_class(f"the Hub did not deliver the {noun}: {error}", where=repo_id, do="try again") from None

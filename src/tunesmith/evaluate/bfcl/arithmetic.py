@@ -1,7 +1,7 @@
 """Work out constant expressions that a model wrote as an argument, such as `2*3.5` or `"a" + "b"`, within bounds.
 
-The official decoder hands such an expression to `eval`. Here operators and a few pure functions act on constants; a name,
-an attribute, any other call, and whatever would grow beyond the bounds is refused.
+The official decoder hands such an expression to `eval`. Here operators and a few pure functions act on constants; a
+name, an attribute, any other call, and whatever would grow beyond the bounds is refused.
 """
 
 from __future__ import annotations

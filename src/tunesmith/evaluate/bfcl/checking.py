@@ -1,10 +1,10 @@
 """The verdict on decoded calls, identical to the official checker's in `valid` and `error_type`.
 
-The official rules are what they are, and are repeated with their quirks: matching of parallel calls is greedy, a tuple is
-a list only where the schema says `tuple`, the type of list elements is not looked at when `""` is an alternative, a
-number is compared with `==`. Source: `bfcl_eval/eval_checker/ast_eval/ast_checker.py`, gorilla at 6ea5797.
+The official rules are repeated with their quirks: matching of parallel calls is greedy, a tuple is a list only where
+the schema says `tuple`, the type of list elements is not looked at when `""` is an alternative, a number is compared
+with `==`. Source: `bfcl_eval/eval_checker/ast_eval/ast_checker.py`, gorilla at 6ea5797.
 
-Ground truth is `{function: {parameter: [alternative, …]}}`; the alternative `""` says that the parameter may be left out.
+Ground truth is `{function: {parameter: [alternative, …]}}`; the alternative `""` says that it may be left out.
 """
 
 from __future__ import annotations
@@ -135,14 +135,16 @@ def _parallel(functions: Sequence[Function], truth: Sequence[Truth], calls: Sequ
 
 
 def _one(function: Function, truth: Truth, call: Call, rules: Rules) -> Verdict:
-    """Compare one call: name, required parameters, each parameter given, parameters left out; the first mistake counts."""
+    """Compare one call; the first mistake counts."""
     alternatives = next(iter(truth.values()))
     name = function["name"]
     if rules.underscores:
         name = name.replace(".", "_")
     given = call.get(name)
     if given is None and name not in call:
-        return Verdict(False, "simple_function_checker:wrong_func_name", f"{told(next(iter(call), None))}, not {name!r}")
+        return Verdict(
+            False, "simple_function_checker:wrong_func_name", f"{told(next(iter(call), None))}, not {name!r}"
+        )
     assert given is not None, "a list of calls holds arguments"
     parameters = function["parameters"]
     for parameter in parameters["required"]:
@@ -213,14 +215,15 @@ def _type_error(value: Any, choices: Sequence[Any], expected: type, element: typ
     possible = next((type(choice) for choice in choices if choice != ""), None)
     is_variable = possible is not None and possible is not expected
     found = ""
-    if type(value) is expected:
+    kind: Any = type(value)  # so that the type checker does not take `value` for an object
+    if kind is expected:
         if element is None:
             return "", is_variable
         for choice in choices:
             if type(choice) is not list or all(not _type_error(item, choice, element, None)[0] for item in value):
                 return "", is_variable
         found = "type_error:nested"
-    if possible is not None and type(value) is possible:
+    if possible is not None and kind is possible:
         return found, True
     return "type_error:simple", is_variable
 

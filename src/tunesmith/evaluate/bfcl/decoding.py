@@ -71,7 +71,7 @@ def decode_openai_calls(response: Any) -> Any:
 
 
 def decode_native(response: Any) -> Any:
-    """Return the calls that stand in a text the way the model's own chat template writes them, none being an empty list.
+    """Return the calls that stand in a text the way the model's own chat template writes them; there may be none.
 
     Raises:
         Undecodable: the answer is no text, or too long.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,9 @@ def read_calls(text: str) -> list[Call]:
     text = text.strip().strip("'")
     check_brackets(text)
     try:
-        return _calls_of(ast.parse(text, mode="eval").body)
+        with warnings.catch_warnings():  # such as "invalid escape sequence": a matter between the model and Python
+            warnings.simplefilter("ignore")
+            return _calls_of(ast.parse(text, mode="eval").body)
     except Undecodable:
         raise
     # `ast.parse` raises RecursionError and MemoryError for what is nested too deeply for it; the rest comes from
@@ -121,7 +124,8 @@ def _unary(node: ast.UnaryOp) -> Any:
     """Return the negative, whatever the operator: the official decoder does not look at it."""
     if not isinstance(node.operand, ast.Constant):
         raise Undecodable("an operator before something that is no constant")
-    return -node.operand.value
+    value: Any = node.operand.value
+    return -value
 
 
 def _mapping(node: ast.Dict) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from tunesmith.errors import missing_extra
 from tunesmith.evaluate.bfcl.python_calls import Call, Undecodable
 
-MOST_CHARACTERS = 20_000
+MOST_CHARACTERS = 10_000
 _MOST_DEPTH = 250
 
 

@@ -245,7 +245,7 @@ def _two_dimensional(text: str) -> str:
             good, end = at, last.end()
         at = text.rfind("]", 0, at)
     reached = good >= 0 and text.find("\n", start.end(), good) < 0
-    return text[: end] if reached else ""
+    return text[:end] if reached else ""
 
 
 def _inner_array(text: str, index: int) -> list[Any]:

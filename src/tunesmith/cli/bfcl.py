@@ -1,0 +1,112 @@
+"""`bfcl score` and `bfcl categories`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+PROTOCOLS = ("prompt", "fc-openai-tools", "fc-native-template")
+
+_SCORE = """Score answers that exist already, without a model.
+
+One line in    {"id": "simple_python_0", "response": "[calculate_triangle_area(base=10, height=5)]"}
+One line out   {"id": "simple_python_0", "valid": true, "error_type": "", "error": ""}
+
+Verdicts and names of errors are the official checker's. What a response is, by protocol:
+
+  prompt              the model's text; a call as in Python: [f(a=1, b="x"), g()]
+                      (Java's or JavaScript's syntax in their categories)
+  fc-openai-tools     tool calls of /v1/chat/completions, or [{"name": "{\\"a\\": 1}"}]; dots of names are underscores
+  fc-native-template  the model's text, calls as its own chat template writes them: <tool_call>…</tool_call>, …
+
+Answers may be few: accuracy is over those that are there, and what is missing is told."""
+
+
+def add_arguments_bfcl(parser: argparse.ArgumentParser) -> None:
+    import argparse
+
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    score = actions.add_parser(
+        "score",
+        help="verdicts on a file of answers, without a model",
+        description=_SCORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    score.add_argument("--category", required=True, metavar="C", help="the answered items: `tunesmith bfcl categories`")
+    score.add_argument("--responses", required=True, metavar="F.jsonl", help="answers: one {id, response} a line")
+    score.add_argument(
+        "--out", required=True, metavar="V.jsonl", help="verdicts: one {id, valid, error_type, error} a line"
+    )
+    score.add_argument(
+        "--protocol", choices=PROTOCOLS, default="prompt", help="how they were asked for (default: prompt)"
+    )
+    _add_data(score)
+    score.add_argument("--json", action="store_true", help="print the summary as JSON")
+    listing = actions.add_parser("categories", help="list categories, collections and item counts")
+    listing.add_argument("--json", action="store_true", help="print them as JSON")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    places = "$TUNESMITH_BFCL_DATA, an installed bfcl-eval, the Hub"
+    what = f"directory of BFCL_v4_*.json, or a Hub data set (default: {places})"
+    parser.add_argument("--data", metavar="DIR", help=what)
+
+
+def run_bfcl(args: argparse.Namespace) -> int:
+    return _score(args) if args.action == "score" else _categories(args)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from tunesmith.evaluate.bfcl.categories import category
+    from tunesmith.evaluate.bfcl.location import locate
+    from tunesmith.evaluate.bfcl.responses import score
+
+    known = category(args.category)
+    scored = score(known, locate(args.data), Path(args.responses), Path(args.out), args.protocol)
+    if args.json:
+        _print_json(scored.as_json())
+        return 0
+    missing = f", {scored.num_missing:,} not answered" if scored.num_missing else ""
+    print(
+        f"{scored.category}: {100 * scored.accuracy:.2f} % ({scored.correct_count:,} of {scored.total_count:,} right"
+        f"{missing}) · {scored.protocol} · {scored.data_version}"
+    )
+    for name, number in scored.error_types.items():
+        print(f"  {number:>6,}  {name}")
+    for name in ("accuracy_max_delta", "accuracy_std", "accuracy_variance"):
+        if name in scored.extra:
+            print(f"  {scored.extra[name]:>6}  {name} over {len(scored.extra['accuracy_by_form'])} forms of the prompt")
+    print(f"verdicts: {args.out}")
+    return 0
+
+
+def _categories(args: argparse.Namespace) -> int:
+    from tunesmith.evaluate.bfcl.categories import CATEGORIES, COLLECTIONS
+
+    if args.json:
+        listed = [
+            {"name": c.name, "old_name": c.old_name, "group": c.group, "num_items": c.num_items, "language": c.language}
+            for c in CATEGORIES.values()
+        ]
+        _print_json({"categories": listed, "collections": COLLECTIONS})
+        return 0
+    print(f"{'category':<26}{'items':>6}  group")
+    for known in CATEGORIES.values():
+        before = f" (before version 4: {known.old_name})" if known.old_name else ""
+        print(f"{known.name:<26}{known.num_items:>6,}  {known.group}{before}")
+    print("\ncollections")
+    for name, members in COLLECTIONS.items():
+        print(f"  {name:<14}{sum(CATEGORIES[m].num_items for m in members):>6,} items in {len(members)} categories")
+    return 0
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    import json
+
+    json.dump(document, sys.stdout, indent=2)
+    print()

@@ -1,0 +1,178 @@
+"""Score answers that exist already: a file of `{"id", "response"}` lines to a file of verdicts, one line each."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import DataError, UsageError, nearest
+from tunesmith.evaluate.bfcl import format_sensitivity
+from tunesmith.evaluate.bfcl.categories import Category
+from tunesmith.evaluate.bfcl.dataset import Dataset, Entry, load
+from tunesmith.evaluate.bfcl.decoding import Protocol
+from tunesmith.evaluate.bfcl.scoring import judge
+from tunesmith.evaluate.bfcl.verdicts import Verdict
+from tunesmith.store import files
+
+_MOST_PROBLEMS_TOLD = 10
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outcome of scoring one file.
+
+    Attributes:
+        error_types: how often each kind of mistake occurs, the commonest first.
+        num_missing: items of the category for which there was no answer; they are not in `total_count`.
+    """
+
+    category: str
+    protocol: Protocol
+    data_version: str
+    correct_count: int
+    total_count: int
+    num_missing: int
+    error_types: dict[str, int]
+    extra: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct_count / self.total_count
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers under the official score file's names, with what they were obtained under."""
+        return {
+            "category": self.category,
+            "protocol": self.protocol,
+            "data_version": self.data_version,
+            "accuracy": self.accuracy,
+            "correct_count": self.correct_count,
+            "total_count": self.total_count,
+            "num_missing": self.num_missing,
+            "error_types": self.error_types,
+            **self.extra,
+        }
+
+
+def score(category: Category, directory: Path, responses: Path, out: Path, protocol: Protocol = "prompt") -> Scored:
+    """Write the verdict on each answer of a file, in the file's order; nothing is written when the file is not usable.
+
+    Args:
+        category: of the answered items.
+        directory: the data, see `dataset.load`.
+        responses: JSON Lines of `id` and `response` (official result files call it `result`).
+        out: replaced as a whole.
+        protocol: how the answers were asked for.
+
+    Raises:
+        UsageError: the category is scored in another way, or not under this protocol.
+        DataError: data or answers cannot be read; ids are unknown or repeated.
+        EnvironmentProblem: Java or JavaScript, and tree-sitter is not installed.
+    """
+    if category.scorer == "format_sensitivity":
+        if protocol != "prompt":
+            raise UsageError("format sensitivity is about prompts", do="leave --protocol out")
+        known: dict[str, Entry] = format_sensitivity.load_entries(directory)
+        version = format_sensitivity.version(directory)
+    elif category.scorer in ("calls", "irrelevance", "relevance"):
+        dataset = load(category, directory)
+        known, version = entries_by_id(dataset), dataset.version
+    else:
+        raise UsageError(f"{category.name} is not scored from one answer per item", do="choose a single-turn category")
+    verdicts: dict[str, Verdict] = {}
+    lines = []
+    for identifier, response in read(responses, known):
+        if category.scorer == "format_sensitivity":
+            verdict = format_sensitivity.judge(identifier, known[identifier], response)
+        else:
+            verdict = judge(category, known[identifier], response, protocol)
+        verdicts[identifier] = verdict
+        lines.append(_line(identifier, verdict))
+    files.write_bytes(out, b"".join(lines))
+    num_correct = sum(verdict.valid for verdict in verdicts.values())
+    mistakes = Counter(verdict.error_type for verdict in verdicts.values() if not verdict.valid)
+    num_items = len({id(entry) for entry in known.values()})
+    extra = format_sensitivity.spread(verdicts) if category.scorer == "format_sensitivity" else {}
+    return Scored(
+        category.name,
+        protocol,
+        version,
+        num_correct,
+        len(verdicts),
+        num_items - len(verdicts),
+        dict(mistakes.most_common()),
+        extra,
+    )
+
+
+def entries_by_id(dataset: Dataset) -> dict[str, Entry]:
+    """Return the items by every id they go by: answers of before a category was renamed are found, too."""
+    found = {}
+    category = dataset.category
+    for entry in dataset.entries:
+        for name in category.names:
+            number = entry.id.removeprefix(next(n for n in category.names if entry.id.startswith(f"{n}_")))
+            found[f"{name}{number}"] = entry
+        found[entry.id] = entry
+    return found
+
+
+def _line(identifier: str, verdict: Verdict) -> bytes:
+    document = {"id": identifier, "valid": verdict.valid, "error_type": verdict.error_type, "error": verdict.error}
+    return json.dumps(document).encode("ascii") + b"\n"
+
+
+def read(path: Path, known: Mapping[str, Entry]) -> list[tuple[str, Any]]:
+    """Return the answers of a file by id, in its order.
+
+    Raises:
+        DataError: the file is missing or empty, or lines of it cannot be used; the message names them.
+    """
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path), do="give a JSON Lines file of `id` and `response`")
+    found: dict[str, tuple[int, Any]] = {}
+    seen: dict[int, str] = {}  # by item: one item may go by two ids
+    problems: list[str] = []
+    for number, document in _documents(path, problems):
+        problem = _problem(document, known)
+        if not problem and (earlier := found.get(seen.get(id(known[document["id"]]), ""))):
+            problem = f"{document['id']!r} is answered a second time, first in line {earlier[0]}"
+        if problem:
+            problems.append(f"line {number}: {problem}")
+        else:
+            seen[id(known[document["id"]])] = document["id"]
+            found[document["id"]] = (number, document["response" if "response" in document else "result"])
+    if problems:
+        told = "\n  ".join(problems[:_MOST_PROBLEMS_TOLD])
+        more = len(problems) - _MOST_PROBLEMS_TOLD
+        what = f"{len(problems)} of its lines cannot be used\n  {told}" + (f"\n  and {more} more" if more > 0 else "")
+        raise DataError(what, where=str(path), do="repair or remove these lines; nothing was written")
+    if not found:
+        raise DataError("the file holds no answer", where=str(path))
+    return [(identifier, response) for identifier, (_, response) in found.items()]
+
+
+def _documents(path: Path, problems: list[str]) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                problems.append(f"line {number}: no JSON: {error}"[:200])
+
+
+def _problem(document: Any, known: Mapping[str, Entry]) -> str:
+    if not isinstance(document, dict) or not isinstance(document.get("id"), str):
+        return 'not of the form {"id": …, "response": …}'
+    if "response" not in document and "result" not in document:
+        return f"{document['id']!r} has no `response`"
+    if document["id"] not in known:
+        guess = nearest(document["id"], list(known)) if len(document["id"]) < 200 else None
+        return f"there is no item {document['id'][:200]!r}" + (f" (nearest: {guess!r})" if guess else "")
+    return ""
