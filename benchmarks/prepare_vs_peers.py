@@ -125,6 +125,7 @@ class Measured:
     seconds: float
     cpu_seconds: float
     peak_mib: float
+    peak_own_mib: float = 0.0  # without pages of files, which the system takes back when it needs them
 
 
 def measured(command: list[str]) -> Measured:
@@ -133,12 +134,13 @@ def measured(command: list[str]) -> Measured:
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
-        peak_mib = 0.0
+        peak_mib = peak_own_mib = 0.0
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
             peak_mib = max(peak_mib, resident_mib(process.pid))
+            peak_own_mib = max(peak_own_mib, resident_mib(process.pid, "RssAnon"))
             time.sleep(0.02)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -148,18 +150,19 @@ def measured(command: list[str]) -> Measured:
             sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-4000:]}")
         text = output.read()
     peak_mib = max(peak_mib, usage.ru_maxrss / 1024)
-    return Measured(json.loads(text[text.index("{") :]), seconds, usage.ru_utime + usage.ru_stime, peak_mib)
+    answer, cpu = json.loads(text[text.index("{") :]), usage.ru_utime + usage.ru_stime
+    return Measured(answer, seconds, cpu, peak_mib, peak_own_mib)
 
 
-def resident_mib(pid: int) -> float:
+def resident_mib(pid: int, kind: str = "VmRSS") -> float:
     """Return the resident memory of a process and all below it; pages they share count once for each."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         children = [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
     except OSError:
         return 0.0
-    own = re.search(r"VmRSS:\s+(\d+)", status)
-    return (int(own[1]) / 1024 if own else 0.0) + sum(resident_mib(int(child)) for child in children)
+    own = re.search(rf"{kind}:\s+(\d+)", status)
+    return (int(own[1]) / 1024 if own else 0.0) + sum(resident_mib(int(child), kind) for child in children)
 
 
 def ours(file: Path, model: Path, out: Path) -> Measured:

@@ -90,15 +90,18 @@ class Dataset(Artifact):
 
 @dataclass(frozen=True)
 class Checkpoint(Artifact):
-    """What training left: an adapter in PEFT's format, or a whole model."""
+    """What training left: an adapter in PEFT's format, or a whole model.
+
+    One that was trained elsewhere and brought in (`tuned`) has taken no steps here and has no losses.
+    """
 
     kind: ClassVar[str] = "checkpoint"
     path: str  # directory with adapter_model.safetensors, or with model.safetensors
     method: str  # full | lora | qlora | dora | qdora
     base_model: str  # directory or Hub id the training started from
     num_steps: int
-    first_loss: float  # mean loss per trained token of the first logged step
-    final_loss: float
+    first_loss: float | None  # mean loss per trained token of the first logged step
+    final_loss: float | None
     validation_loss: float | None
     num_trainable_parameters: int
     num_parameters: int

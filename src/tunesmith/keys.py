@@ -49,6 +49,7 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
     return Inputs(
         model=_model(recipe, model_path, cache),
         files={
+            "train": _tuned(recipe, cache),
             "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
             "evaluate": hashes([Source(path) for path in evaluated_files(recipe.evaluate)])
             | _task_files(recipe.evaluate.lm_eval if recipe.evaluate else None, cache),
@@ -98,6 +99,17 @@ def _model(recipe: Recipe, path: Path, cache: HashCache) -> dict[str, Any]:
     }
 
 
+def _tuned(recipe: Recipe, cache: HashCache) -> dict[str, str]:
+    """Return the hashes of what was trained elsewhere."""
+    from tunesmith.train.elsewhere import find
+
+    if recipe.tuned is None:
+        return {}
+    directory = find(recipe.tuned, recipe.output_dir)
+    told = (".safetensors", ".json", ".jinja", ".model")
+    return {str(file): cache.sha256(file) for file in sorted(directory.iterdir()) if file.suffix in told}
+
+
 def _part(recipe: Recipe, section: str) -> Any:
     document = plain(getattr(recipe, section))
     ignored = WITHOUT_EFFECT.get(section, ())
@@ -123,7 +135,8 @@ def _parts(stage: str, recipe: Recipe) -> dict[str, Any]:
             "model": _part(recipe, "model"),
             "train": _part(recipe, "train"),
             "packing": recipe.data.packing,
-        },
+        }
+        | ({"tuned": recipe.tuned} if recipe.tuned is not None else {}),
         "merge": _part(recipe, "merge"),
         "evaluate": [on_model, _without_pace(recipe.evaluate)],
         "bench": [on_model, _part(recipe, "bench")],

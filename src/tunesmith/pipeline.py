@@ -52,6 +52,10 @@ def data(work: Work) -> Artifact:
 
 
 def train(work: Work) -> Artifact:
+    if work.recipe.tuned is not None:
+        from tunesmith.train import elsewhere
+
+        return elsewhere.run(work.recipe, work.run_dir)
     num_processes = work.recipe.train.num_processes
     assert isinstance(num_processes, int), "the recipe is resolved"
     return stage_process.run("train", work.run_dir, Checkpoint, num_processes=num_processes)
@@ -108,7 +112,7 @@ class Stage:
 
 
 STAGES = (
-    Stage(data, Dataset),
+    Stage(data, Dataset, wanted=lambda recipe: recipe.tuned is None),
     Stage(train, Checkpoint, (Dataset,)),
     Stage(merge, Weights, (Checkpoint, Dataset)),
     # Serving has no record: `evaluate` and `bench` start a server when they need one (`Work.serving`).

@@ -23,73 +23,92 @@ from tunesmith.recipe.memory import Lengths, MemoryEstimate, estimate_memory, nu
 from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.run_dir import cache_root
+from tunesmith.train import elsewhere
 
 _OPTIONAL_PACKAGES = ("vllm", "flash_attn", "bitsandbytes")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything `tunesmith plan` prints."""
+class Training:
+    """What training would mean."""
 
     recipe: Recipe
-    decisions: list[Decision]
-    model_path: Path
-    model: ModelFacts
     data: DataEstimate
-    num_steps: int
+    num_parameters: int
     num_trainable_parameters: int
+    num_steps: int
     memory: MemoryEstimate
-    hardware: Hardware
-    stages: list[str]
-    benchmarks: list[str]  # tasks of lm-evaluation-harness, as it calls them
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan for machines: the same numbers, unrounded."""
-        return {
-            "name": self.recipe.name,
-            "stages": self.stages,
-            "model": {
-                "path": str(self.model_path),
-                "architecture": self.model.architecture,
-                "num_parameters": self.model.num_parameters,
-                "num_trainable_parameters": self.num_trainable_parameters,
-            },
-            "data": dataclasses.asdict(self.data),
-            "train": {"num_steps": self.num_steps, "tokens_in_all": self._tokens_in_all()},
-            "memory_bytes": self.memory.to_json(),
-            "benchmarks": self.benchmarks,
-            "device": {"kind": self.hardware.device, "name": self.hardware.device_name},
-            "decisions": [{"key": d.key, "value": d.value, "reason": d.reason} for d in self.decisions],
-        }
-
-    def _tokens_in_all(self) -> int:
+    def tokens_in_all(self) -> int:
         sequences = self.num_steps * self.recipe.train.global_batch_size
         return round(sequences * self.data.num_tokens / max(1, self.data.num_sequences_per_epoch))
 
-    def text(self) -> str:
-        """Return the plan for people."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the lines of the plan that speak of training."""
         train, about = self.recipe.train, "" if self.data.exact else "≈ "
-        moved = self.num_trainable_parameters / max(1, self.model.num_parameters)
+        moved = self.num_trainable_parameters / max(1, self.num_parameters)
         share = self.data.num_trained_tokens / max(1, self.data.num_tokens)
         formats = ", ".join(f"{path} ({row_format})" for path, row_format in self.data.formats.items())
         what = f"{train.objective} with {train.method}"
         lengths = f"mean {self.data.mean_tokens:,.0f}, longest seen {self.data.longest_tokens:,}"
-        in_all = f"{about}{self._tokens_in_all():,} tokens in all"
-        rows = [
-            ("stages", " → ".join(self.stages)),
-            ("model", f"{self.model_path}  {self.model.architecture}, {self.model.num_parameters:,} parameters"),
+        in_all = f"{about}{self.tokens_in_all():,} tokens in all"
+        return [
             ("method", f"{what}: {self.num_trainable_parameters:,} parameters move ({moved:.2%})"),
             *([("adapter", adapter_sentence(train.lora))] if train.method != "full" else []),
             ("rows", f"{about}{self.data.num_rows:,} in {formats or 'sources not read while planning'}"),
             ("tokens", f"{about}{self.data.num_tokens:,} an epoch, {share:.0%} of them trained; {lengths}"),
             ("steps", f"{about}{self.num_steps:,} of {train.global_batch_size} sequences, {in_all}"),
             ("memory", self.memory.sentence()),
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `tunesmith plan` prints. `training` is None when the recipe names what was trained elsewhere."""
+
+    recipe: Recipe
+    decisions: list[Decision]
+    model_path: Path
+    model: ModelFacts
+    training: Training | None
+    tuned: Path | None
+    hardware: Hardware
+    stages: list[str]
+    benchmarks: list[str]  # tasks of lm-evaluation-harness, as it calls them
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan for machines: the same numbers, unrounded."""
+        made = self.training
+        model = {
+            "path": str(self.model_path),
+            "architecture": self.model.architecture,
+            "num_parameters": self.model.num_parameters,
+        }
+        return {
+            "name": self.recipe.name,
+            "stages": self.stages,
+            "model": model | ({"num_trainable_parameters": made.num_trainable_parameters} if made else {}),
+            "tuned": str(self.tuned) if self.tuned else None,
+            "data": dataclasses.asdict(made.data) if made else None,
+            "train": {"num_steps": made.num_steps, "tokens_in_all": made.tokens_in_all()} if made else None,
+            "memory_bytes": made.memory.to_json() if made else None,
+            "benchmarks": self.benchmarks,
+            "device": {"kind": self.hardware.device, "name": self.hardware.device_name},
+            "decisions": [{"key": d.key, "value": d.value, "reason": d.reason} for d in self.decisions],
+        }
+
+    def text(self) -> str:
+        """Return the plan for people."""
+        rows = [
+            ("stages", " → ".join(self.stages)),
+            ("model", f"{self.model_path}  {self.model.architecture}, {self.model.num_parameters:,} parameters"),
+            *(self.training.rows() if self.training else [("tuned", f"{self.tuned} (trained elsewhere)")]),
             ("device", self.hardware.sentence()),
         ]
         if self.benchmarks:
             rows.append(("lm_eval", ", ".join(self.benchmarks)))
         lines = [f"{self.recipe.name}", *(f"  {name:<8} {value}" for name, value in rows)]
-        lines += [f"  note     {note}" for note in self.data.notes]
+        lines += [f"  note     {note}" for note in (self.training.data.notes if self.training else ())]
         if self.decisions:
             width = max(len(d.key) for d in self.decisions)
             lines += ["decided for `auto`"]
@@ -142,21 +161,18 @@ def plan(recipe: Recipe) -> Plan:
     model_path = locate(recipe.model, recipe.output_dir)
     model = model_facts(model_path)
     facts = _facts(model, hardware)
+    tuned = None if recipe.tuned is None else elsewhere.find(recipe.tuned, recipe.output_dir)
     resolved, decisions = resolve(recipe, facts)
-    data = estimate(resolved, model_path)
     wanted = [("evaluate", resolved.evaluate), ("bench", resolved.bench), ("gate", resolved.gate)]
-    steps = num_steps(resolved.train, data.num_sequences_per_epoch)
-    lengths = Lengths(data.mean_positions, data.deviation_of_positions, data.longest_positions)
-    stages = ["data", "train", "merge", *(name for name, section in wanted if section), "report"]
+    first = ["data", "train", "merge"] if tuned is None else ["train", "merge"]
+    stages = [*first, *(name for name, section in wanted if section), "report"]
     return Plan(
         recipe=resolved,
         decisions=decisions,
         model_path=model_path,
         model=model,
-        data=data,
-        num_steps=steps,
-        num_trainable_parameters=num_trainable_parameters(resolved, facts),
-        memory=estimate_memory(resolved, facts, lengths, steps),
+        training=_training(resolved, facts, model, model_path) if tuned is None else None,
+        tuned=tuned,
         hardware=hardware,
         stages=stages + (["publish"] if resolved.publish else []),
         benchmarks=benchmarks(resolved),
@@ -177,3 +193,17 @@ def benchmarks(recipe: Recipe) -> list[str]:
     settings = recipe.evaluate.lm_eval
     chosen = catalogue(settings, cache_root(recipe.output_dir) / "lm_eval").choose(settings)
     return [f"{task.name} ({len(task.leaves)} tasks)" if task.is_group else task.name for task in chosen]
+
+
+def _training(recipe: Recipe, facts: Facts, model: ModelFacts, model_path: Path) -> Training:
+    data = estimate(recipe, model_path)
+    steps = num_steps(recipe.train, data.num_sequences_per_epoch)
+    lengths = Lengths(data.mean_positions, data.deviation_of_positions, data.longest_positions)
+    return Training(
+        recipe=recipe,
+        data=data,
+        num_parameters=model.num_parameters,
+        num_trainable_parameters=num_trainable_parameters(recipe, facts),
+        num_steps=steps,
+        memory=estimate_memory(recipe, facts, lengths, steps),
+    )

@@ -58,6 +58,8 @@ def _dataset(record: Dataset) -> str:
 
 
 def _checkpoint(record: Checkpoint) -> str:
+    if record.first_loss is None or record.final_loss is None:
+        return f"{record.method}, trained elsewhere, {record.num_trainable_parameters:,} parameters"
     held_out = f", held out {record.validation_loss:.3f}" if record.validation_loss is not None else ""
     moved = record.num_trainable_parameters / max(1, record.num_parameters)
     losses = f"loss {record.first_loss:.3f} → {record.final_loss:.3f}{held_out}"

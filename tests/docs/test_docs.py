@@ -83,7 +83,9 @@ def test_shipped_recipes_load_resolve_and_plan(path: Path, tmp_path: Path, monke
     dpo = load(path).recipe.train.objective == "dpo"
     settings = ["model.name_or_path=quickstart/base", f"data.train={rows if dpo else 'quickstart/data/train.jsonl'}"]
     made = plan(load(path, settings).recipe)
-    assert made.num_steps > 0 and made.data.num_tokens > 0 and made.memory.total > 0
+    training = made.training
+    assert training is not None
+    assert training.num_steps > 0 and training.data.num_tokens > 0 and training.memory.total > 0
     assert "auto" not in {str(decision.value) for decision in made.decisions}
     assert made.text().startswith(made.recipe.name)
     assert made.to_json()["data"]["num_rows"] > 0

@@ -9,7 +9,7 @@ CASES: dict[str, tuple[int | None, str, str]] = {
     "unknown_source_key": (6, "unknown key `data.train[0].wieght`", "did you mean `data.train[0].weight`"),
     "missing_name": (1, "missing key `name`", "add it"),
     "missing_model": (1, "missing key `model`", "add it"),
-    "missing_data": (1, "missing key `data`", "add it"),
+    "missing_data": (1, "`data.train` has no source", "or give `tuned`, what was trained already"),
     "missing_source_path": (5, "missing key `data.train[0].path`", "add it"),
     "name_with_slash": (1, "`name` must be a string of the form", "change it"),
     "name_is_a_number": (1, "`name` must be text", "quotes"),

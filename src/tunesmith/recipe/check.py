@@ -31,8 +31,16 @@ def check(recipe: Recipe, *, needs_variables: bool = True) -> list[Misfit]:
 
 
 def data_has_a_source(recipe: Recipe) -> Iterator[Misfit]:
-    if not recipe.data.train:
-        yield Misfit(("data", "train"), "`data.train` has no source", "name a file, directory, glob or data set id")
+    if not recipe.data.train and recipe.tuned is None:
+        do = "name a file, directory, glob or data set id (or give `tuned`, what was trained already)"
+        yield Misfit(("data", "train"), "`data.train` has no source", do)
+
+
+def what_was_trained_is_not_trained_again(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.tuned is not None and (recipe.data.train or recipe.data.validation):
+        what = "`tuned` is what was trained already, and `data` asks for a training"
+        do = "leave out the sources; to train a merged model further, name it (or `run:NAME`) under `model`"
+        yield Misfit(("tuned",), what, do)
 
 
 def held_out_rows_come_from_one_place(recipe: Recipe) -> Iterator[Misfit]:
@@ -312,6 +320,7 @@ def secrets_stay_out_of_the_recipe(recipe: Recipe) -> Iterator[Misfit]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     data_has_a_source,
+    what_was_trained_is_not_trained_again,
     held_out_rows_come_from_one_place,
     fraction_leaves_rows_to_train_on,
     validation_loss_has_rows,

@@ -25,13 +25,17 @@ class Decision:
 
 
 def resolve(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[Decision]]:
-    """Return the recipe without any `auto`, and the decisions in the order of its keys."""
+    """Return the recipe without any `auto`, and the decisions in the order of its keys.
+
+    Where nothing is trained, what concerns training is decided and not told.
+    """
     decisions: list[Decision] = []
     for key, decide in _DECISIONS.items():
         if _value(recipe, key.split(".")) == "auto":
             value, reason = decide(recipe, facts)
             recipe = _replaced(recipe, key.split("."), value)
-            decisions.append(Decision(key, value, reason))
+            if recipe.tuned is None or not key.startswith(("data.", "train.")):
+                decisions.append(Decision(key, value, reason))
     return recipe, decisions
 
 

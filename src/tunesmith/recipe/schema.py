@@ -65,8 +65,8 @@ class Source:
 class Data:
     """Rows: where they come from, how they become tokens."""
 
-    train: Annotated[tuple[Source, ...], Shorthand("path")]
-    """Sources, mixed by their weights. A plain string is short for `{path: …}`."""
+    train: Annotated[tuple[Source, ...], Shorthand("path")] = ()
+    """Sources, mixed by their weights. A plain string is short for `{path: …}`. Needed without `tuned`."""
     validation: Annotated[tuple[Source, ...], Shorthand("path")] = ()
     """Held-out sources for the validation loss. Leave empty to hold out a fraction of `train`."""
     validation_fraction: Fraction = 0.0
@@ -461,7 +461,10 @@ class Recipe:
     name: Annotated[str, Bound(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
     """Names the run directory, the experiment and the published model."""
     model: Annotated[Model, Shorthand("name_or_path")]
-    data: Data
+    tuned: str | None = None
+    """What an earlier training made of the model: the directory of an adapter in PEFT's format or of a whole model, or
+    `run:NAME`. Nothing is trained then: the run begins with merging, and `data.train` stays empty."""
+    data: Data = field(default_factory=Data)
     seed: NonNegativeInt = 42
     """Seed of every random choice."""
     output_dir: str = "outputs"
