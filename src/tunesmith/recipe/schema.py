@@ -461,10 +461,10 @@ class Recipe:
     name: Annotated[str, Bound(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
     """Names the run directory, the experiment and the published model."""
     model: Annotated[Model, Shorthand("name_or_path")]
+    data: Data = field(default_factory=Data)
     tuned: str | None = None
     """What an earlier training made of the model: the directory of an adapter in PEFT's format or of a whole model, or
     `run:NAME`. Nothing is trained then: the run begins with merging, and `data.train` stays empty."""
-    data: Data = field(default_factory=Data)
     seed: NonNegativeInt = 42
     """Seed of every random choice."""
     output_dir: str = "outputs"
