@@ -147,6 +147,31 @@ def _binary(base: float, tuned: float, num_items: int, verdict: str, **more: Any
     } | more  # fmt: skip
 
 
+TWENTY = (
+    *(f"bfcl.{name}" for name in ("simple_python", "simple_java", "simple_javascript", "multiple", "parallel")),
+    *(
+        f"bfcl.{name}"
+        for name in ("parallel_multiple", "irrelevance", "live_simple", "live_multiple", "live_relevance")
+    ),
+    *(f"bfcl.multi_turn_{name}" for name in ("base", "miss_func", "miss_param", "long_context")),
+    *(f"lm_eval.{name}" for name in ("mmlu", "gsm8k", "hellaswag", "arc_challenge", "winogrande", "truthfulqa_mc1")),
+)
+
+
+def _twenty_evaluations() -> dict[str, dict[str, dict[str, Any]]]:
+    random_source = random.Random(7)
+    tasks: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in TWENTY:
+        base = random_source.uniform(0.1, 0.7)
+        change = random_source.uniform(-0.1, 0.28) if task.startswith("bfcl") else random_source.uniform(-0.1, 0.05)
+        tuned, num_items = min(1.0, base + change), random_source.choice((100, 200, 400))
+        verdict = "cannot tell" if abs(change) < 0.06 else "improved" if change > 0 else "regressed"
+        words = f"{verdict} ({num_items} items)"
+        more = {"num_fixed": round(0.3 * num_items), "num_broken": round((0.3 - change) * num_items)}
+        tasks[task] = {"accuracy": _binary(base, tuned, num_items, verdict, verdict_in_words=words, **more)}
+    return tasks
+
+
 def _scores(run_dir: RunDir, kind: str) -> Scores:
     tasks: dict[str, dict[str, dict[str, Any]]] = {
         "function_calls": {
@@ -166,16 +191,10 @@ def _scores(run_dir: RunDir, kind: str) -> Scores:
         },
     }  # fmt: skip
     if kind == "wide":
-        random_source = random.Random(7)
-        for index in range(20):
-            base, change = random_source.uniform(0.1, 0.8), random_source.uniform(-0.15, 0.2)
-            verdict = "cannot tell" if abs(change) < 0.06 else "improved" if change > 0 else "regressed"
-            tasks[f"bfcl.category_{index}_with_a_long_name"] = {
-                "accuracy": _binary(base, min(1.0, base + change), 100, verdict, num_fixed=20, num_broken=12)
-            }
+        tasks |= _twenty_evaluations()
     items = {}
-    for task in ("function_calls", "text"):
-        lines = list(_items(task, hostile=kind == "hostile"))
+    for task in ("function_calls", "text", *(TWENTY if kind == "wide" else ())):
+        lines = list(_items("text" if task.startswith("lm_eval") else task, hostile=kind == "hostile"))
         text = "\n".join(json.dumps(line) for line in lines) + '\n{"cut'
         files.write_text(run_dir.items(task), text)
         items[task] = run_dir.relative(run_dir.items(task))
@@ -294,7 +313,9 @@ def _verdict(kind: str) -> Verdict:
         {
             "rule": "bench.c8.ttft_p95_ms < 500",
             "passed": kind != "wide",
-            "evidence": HOSTILE.replace("\ud800", "") if kind == "hostile" else "bench.c8.ttft_p95_ms = 231.8",
+            "evidence": HOSTILE.replace("\ud800", "")
+            if kind == "hostile"
+            else f"bench.c8.ttft_p95_ms = {531.8 if kind == 'wide' else 231.8}",
         },
     )
     return Verdict(passed=kind != "wide", rules=rules)

@@ -203,6 +203,8 @@ class Report(Artifact):
     kind: ClassVar[str] = "report"
     path: str
     num_bytes: int
+    document: str = ""  # the same for machines, JSON
+    summary: str = ""  # the same in short, Markdown
 
 
 @dataclass(frozen=True)

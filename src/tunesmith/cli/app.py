@@ -107,7 +107,12 @@ VERBS = (
             "tunesmith gate latest --junit gate.xml --json",
         ),
     ),
-    Verb("report", "runs", "make a run's page again and say where it is", ("tunesmith report latest",)),
+    Verb(
+        "report",
+        "runs",
+        "make a run's page again and say where it is",
+        ("tunesmith report latest", "tunesmith report latest --markdown > summary.md"),
+    ),
     Verb(
         "publish",
         "publishing",

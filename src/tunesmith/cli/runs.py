@@ -94,6 +94,7 @@ def _print_columns(rows: list[list[str]]) -> None:
 
 def add_arguments_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", default="latest", help="a run (default: latest)")
+    parser.add_argument("--markdown", action="store_true", help="print the summary for a comment or a job's page")
     _add_common(parser)
 
 
@@ -105,6 +106,10 @@ def run_report(args: argparse.Namespace) -> int:
     run = find_run(args.run, args.output_dir)
     record = stage.run(pipeline.load_resolved(run), run)
     path = run.absolute(record.path)
-    answer: dict[str, Any] = {"path": str(path), "num_bytes": record.num_bytes}
+    if args.markdown:
+        print(run.absolute(record.summary).read_text(encoding="utf-8"), end="")
+        return 0
+    places = {"document": str(run.absolute(record.document)), "summary": str(run.absolute(record.summary))}
+    answer: dict[str, Any] = {"path": str(path), "num_bytes": record.num_bytes} | places
     print(json.dumps(answer) if args.json else path)
     return 0

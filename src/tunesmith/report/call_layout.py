@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from typing import Any
 
 _CALL = re.compile(r"([\w.\-]{1,200})\((\{.*\})\)", re.DOTALL)
+_WRAPPED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _MAX_CHARACTERS = 20_000
 
 
 def lay_out(text: str) -> list[str] | None:
     """Return the lines of a text that is made of calls, or None when it holds anything else.
 
-    Read are `name({"argument": value})`, one per line, and JSON: a call or a list of calls, each with `name` and
-    `arguments`.
+    Read are `name({"argument": value})`, one per line; JSON, a call or a list of calls, each with `name` and
+    `arguments`, bare or between `<tool_call>` tags; and Python, `[name(argument=value)]`, which is parsed, never run.
     """
     if len(text) > _MAX_CHARACTERS:
         return None
-    try:
-        calls = _from_json(text) if text[:1] in ("[", "{") else _from_lines(text)
-    except (ValueError, RecursionError):
-        return None
-    return [line for name, arguments in calls for line in _lines(name, arguments)] if calls else None
+    for read in (_from_json, _from_lines, _from_python):
+        try:
+            calls = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if calls:
+            return [line for name, arguments in calls for line in _lines(name, arguments)]
+    return None
 
 
 def _from_lines(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -36,12 +41,39 @@ def _from_lines(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _from_json(text: str) -> list[tuple[str, dict[str, Any]]]:
-    document = json.loads(text)
+    wrapped = _WRAPPED.findall(text)
+    if wrapped and not _WRAPPED.sub("", text).strip():
+        documents = [json.loads(inside) for inside in wrapped]
+    else:
+        document = json.loads(text)
+        documents = document if isinstance(document, list) else [document]
     calls = []
-    for call in document if isinstance(document, list) else [document]:
+    for call in documents:
         arguments = _mapping(call).get("arguments", {})
         calls.append((str(call["name"]) if "name" in call else _refuse(), _mapping(arguments)))
     return calls
+
+
+def _from_python(text: str) -> list[tuple[str, dict[str, Any]]]:
+    tree = ast.parse(text.strip(), mode="eval").body
+    calls = []
+    for call in tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]:
+        if not isinstance(call, ast.Call):
+            raise ValueError("not a call")
+        given = {str(number + 1): value for number, value in enumerate(call.args)}
+        given |= {str(keyword.arg): keyword.value for keyword in call.keywords}
+        calls.append((ast.unparse(call.func), {name: _value(node) for name, node in given.items()}))
+    return calls
+
+
+def _value(node: ast.expr) -> Any:
+    """Return a literal's value, and any other expression as its text."""
+    try:
+        value = ast.literal_eval(node)
+        json.dumps(value)
+    except (ValueError, TypeError):
+        return ast.unparse(node)
+    return value
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -57,14 +89,3 @@ def _lines(name: str, arguments: dict[str, Any]) -> list[str]:
         return [f"{name}()"]
     shown = [f"  {key} = {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(arguments.items())]
     return [f"{name}(", *shown, ")"]
-
-
-def differing(lines: list[str], reference: list[str]) -> list[bool]:
-    """Return which lines do not stand in the reference, each of whose lines counts once."""
-    left = list(reference)
-    marks = []
-    for line in lines:
-        marks.append(line not in left)
-        if line in left:
-            left.remove(line)
-    return marks

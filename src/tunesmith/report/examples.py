@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.report.call_layout import differing, lay_out
+from tunesmith.report.call_layout import lay_out
+from tunesmith.report.differences import marked_lines, marked_words
 from tunesmith.report.wording import printable
 
 _MAX_CHARACTERS = 1200
@@ -129,12 +130,15 @@ def _mean_score(answer: dict[str, Any]) -> float:
 def _example(item: dict[str, Any], kind: str) -> Example:
     models = [model for model in ("base", "tuned") if _answer(item, model)]
     reference = _plain(item.get("reference", ""))
+    tuned = _answer(item, "tuned")
+    # What the tuned answer should have had and lacks is marked in the reference, as what it has too much is in itself.
+    lacking = lay_out(_plain(tuned.get("answer", ""))) if tuned.get("correct") is False else None
     return Example(
         id=printable(str(item.get("id", ""))),
         kind=kind,
         title=kind_names(with_base="base" in models)[kind],
         prompt=_text(_plain(item.get("prompt_tail", ""))),
-        reference=_text(reference),
+        reference=_text(reference, lines_of_other=lacking),
         answers=tuple(_given(_answer(item, model), model, reference) for model in models),
     )
 
@@ -145,7 +149,7 @@ def _given(answer: dict[str, Any], model: str, reference: str) -> Given:
     if answer.get("finish_reason") == "length":
         notes.append("cut at max_tokens")
     is_correct = correct if isinstance(correct, bool) else None
-    text = _text(_plain(answer.get("answer", "")), reference=lay_out(reference))
+    text = _text(_plain(answer.get("answer", "")), lines_of_other=lay_out(reference), other=reference)
     return Given(model, text, is_correct, printable(" · ".join(notes))[:200])
 
 
@@ -154,14 +158,14 @@ def _plain(value: Any) -> str:
     return printable(text.strip())
 
 
-def _text(text: str, reference: list[str] | None = None) -> Text:
-    """Return what is shown of a text. Calls are laid out, and compared with the reference when that is calls, too."""
+def _text(text: str, *, lines_of_other: list[str] | None = None, other: str = "") -> Text:
+    """Return what is shown of a text: calls laid out, and what differs from the other text marked."""
     lines = lay_out(text)
     if lines is None:
         shown = text[:_MAX_CHARACTERS]
-        return Text(((shown, False),) if shown else (), num_hidden=len(text) - len(shown))
-    marks = differing(lines, reference) if reference else [False] * len(lines)
-    shown_lines = lines[:_MAX_LINES]
-    pieces = tuple((line[:_MAX_CHARACTERS], mark) for line, mark in zip(shown_lines, marks, strict=False))
-    hidden = sum(map(len, lines)) - sum(len(line) for line, _ in pieces)
-    return Text(pieces, is_code=True, num_hidden=hidden)
+        return Text(marked_words(shown, other), num_hidden=len(text) - len(shown))
+    marks = marked_lines(lines, lines_of_other) if lines_of_other else [False] * len(lines)
+    kept = [line[:_MAX_CHARACTERS] for line in lines[:_MAX_LINES]]
+    ended = [f"{line}\n" for line in kept[:-1]] + kept[-1:]
+    hidden = sum(map(len, lines)) - sum(map(len, kept))
+    return Text(tuple(zip(ended, marks, strict=False)), is_code=True, num_hidden=hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,16 @@ def request_times(run_dir: RunDir, speeds: Speeds) -> dict[str, dict[str, list[f
                 level = times.setdefault(str(request.get("level")), {})
                 level.setdefault(name, []).append(1000.0 * seconds)
     return times
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; truth values are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> float | None:
+    """Return a finite number as it is, and anything else as None."""
+    return float(value) if is_number(value) and math.isfinite(value) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -10,21 +10,22 @@ from tunesmith.recipe.environment import redact
 from tunesmith.report import wording
 from tunesmith.report.curves import Series
 from tunesmith.report.figures.bars import histogram
-from tunesmith.report.figures.lines import NARROW, SMALL, WIDE, Curve, line_chart
+from tunesmith.report.figures.funnel import funnel
+from tunesmith.report.figures.lines import NARROW, SMALL, WIDE, Curve, line_chart, spans_decades
 from tunesmith.report.findings import Findings, mapping
 from tunesmith.track.console import duration
 
 Context = dict[str, Any]
 Pairs = list[tuple[str, str]]
 
-_FATES = (
-    ("train", "used for training"),
-    ("validation", "held out for validation"),
+# In the order in which rows meet them.
+_LOSSES = (
     ("quarantined", "could not be read"),
     ("duplicates", "exact duplicates"),
+    ("unweighted", "left out by weight"),
     ("overlong_dropped", "too long"),
-    ("unweighted", "left out by weight or max_rows"),
 )
+_USES = (("validation", "held out"), ("train", "trained on"))
 
 
 def trained(found: Findings) -> Context:
@@ -47,7 +48,9 @@ def _data(found: Findings) -> Context | None:
     if data is None:
         return None
     read = data.counts.get("read") or 0
-    fates = [(text, data.counts.get(key) or 0) for key, text in _FATES]
+    losses, uses = (
+        [(text, data.counts.get(key) or 0) for key, text in fates if data.counts.get(key)] for fates in (_LOSSES, _USES)
+    )
     edges = sorted((int(edge), number) for edge, number in data.length_histogram.items() if str(edge).isdigit())
     facts: Pairs = [
         ("Sequences per epoch", wording.number(data.num_sequences)),
@@ -59,7 +62,7 @@ def _data(found: Findings) -> Context | None:
         facts.append(("Cut to max_length", wording.number(data.counts["truncated"])))
     return {
         "num_read": read,
-        "fates": [(text, count, count / max(1, read)) for text, count in fates if count],
+        "funnel": funnel(read, losses, uses),
         "facts": facts,
         "sources": [_source(source) for source in data.sources],
         "histogram": histogram(edges, limit=found.recipe.data.max_length),
@@ -117,7 +120,8 @@ def curves(found: Findings) -> Context | None:
         lines += [Curve("training loss, smoothed", smooth)] if smooth else []
     if validation:
         lines.append(Curve("validation loss", validation.points(), "second", has_dots=len(validation.steps) <= 60))
-    wide, narrow = (line_chart(lines, size, title="Loss") for size in (WIDE, NARROW))
+    in_decades = spans_decades(lines)
+    wide, narrow = (line_chart(lines, size, title="Loss", logarithmic=in_decades) for size in (WIDE, NARROW))
     small = [
         _small(found.series, "train/learning_rate", "Learning rate", zero=True),
         _small(found.series, "train/tokens_per_second", "Tokens per second", zero=True),
@@ -132,6 +136,7 @@ def curves(found: Findings) -> Context | None:
     return {
         "wide": wide,
         "narrow": narrow,
+        "in_decades": in_decades,
         "legend": [(curve.name, curve.style) for curve in lines],
         "small": shown,
         "num_not_finite": sum(series.num_not_finite() for series in (loss, validation) if series),

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tunesmith.report import making, results, wording
+from tunesmith.report import making, results, speeds, wording
 from tunesmith.report.findings import Findings
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -56,7 +56,7 @@ def _sections(found: Findings) -> dict[str, Any]:
         "trained": making.trained(found),
         "curves": making.curves(found),
         "examples": results.examples(found),
-        "speed": results.speed(found),
+        "speed": speeds.speed(found),
         "gate": results.gate(found),
         "merged": making.merged(found),
         "times": making.times(found),

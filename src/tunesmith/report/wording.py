@@ -20,7 +20,13 @@ _METRICS = {
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
 }
-_TASKS = {"text": "Text answers", "function_calls": "Function calls"}
+_TASKS = {
+    "text": "Text answers",
+    "function_calls": "Function calls",
+    "bfcl": "BFCL",
+    "lm_eval": "lm-evaluation-harness",
+    "judge": "Judge",
+}
 _METHODS = {"full": "All weights", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "qdora": "QDoRA"}
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 MINUS = "−"
@@ -32,7 +38,10 @@ def metric_name(name: str) -> str:
 
 
 def task_name(name: str) -> str:
-    return _TASKS.get(name, name.replace("_", " ").replace(".", " · "))
+    """Return a task's name for people: of `bfcl.simple_python` the family's, and the part by its own name."""
+    family, _, part = name.partition(".")
+    told = _TASKS.get(family, family.replace("_", " "))
+    return f"{told} · {part}" if part else told
 
 
 def method_name(name: str) -> str:

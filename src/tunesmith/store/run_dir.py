@@ -127,6 +127,16 @@ class RunDir:
         return self.stage("report") / "report.html"
 
     @property
+    def report_document(self) -> Path:
+        """What the page shows, for machines."""
+        return self.stage("report") / "report.json"
+
+    @property
+    def report_summary(self) -> Path:
+        """What the page shows, in short, for comments and job summaries."""
+        return self.stage("report") / "summary.md"
+
+    @property
     def unfinished_uploads(self) -> Path:
         """Uploads to object stores that a command left unfinished and the next one goes on with."""
         return self.stage("publish") / "uploads.json"

@@ -8,13 +8,17 @@ from xml.etree import ElementTree
 import pytest
 
 from tunesmith.report import wording
-from tunesmith.report.call_layout import differing, lay_out
+from tunesmith.report.call_layout import lay_out
 from tunesmith.report.curves import Series
+from tunesmith.report.differences import marked_lines, marked_words
 from tunesmith.report.examples import choose
 from tunesmith.report.figures.bars import Bar, comparison, histogram, throughput
+from tunesmith.report.figures.forest import NARROW, WIDE, Change, forest
+from tunesmith.report.figures.funnel import funnel
 from tunesmith.report.figures.latency import Level, latency_chart
-from tunesmith.report.figures.lines import SMALL, Curve, line_chart
-from tunesmith.report.figures.scales import label, ticks
+from tunesmith.report.figures.lines import SMALL, Curve, line_chart, spans_decades
+from tunesmith.report.figures.load import Line, over_load
+from tunesmith.report.figures.scales import label, log_ticks, ticks
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,8 @@ def test_calls_are_laid_out_and_nothing_else_is(text: str, lines: list[str] | No
 
 def test_lines_that_differ_are_marked() -> None:
     reference, given = ["f(", "  a = 1", "  b = 2", ")"], ["f(", "  a = 1", "  b = 3", ")"]
-    assert differing(given, reference) == [False, False, True, False]
-    assert differing(["f(", ")", "f(", ")"], ["f(", ")"]) == [False, False, True, True]
+    assert marked_lines(given, reference) == [False, False, True, False]
+    assert marked_lines(["f(", ")", "f(", ")"], ["f(", ")"]) == [False, False, True, True]
 
 
 def test_examples_share_the_room(tmp_path: Path) -> None:
@@ -149,3 +153,89 @@ def test_examples_share_the_room(tmp_path: Path) -> None:
     assert (kinds.count("fixed"), kinds.count("broken"), kinds.count("wrong")) == (4, 1, 3)
     assert counts == {"fixed": 20, "broken": 1, "wrong": 20, "right": 5}
     assert choose(path, 0)[0] == []
+
+
+def test_words_that_differ_are_marked() -> None:
+    reference = "Take shorter showers, fix leaks and collect rain water."
+    pieces = marked_words("Take longer showers, fix leaks and collect rain water.", reference)
+    assert [text for text, mark in pieces if mark] == ["longer "]
+    assert "".join(text for text, _ in pieces) == "Take longer showers, fix leaks and collect rain water."
+    assert marked_words("Nothing at all like it whatever", reference) == (("Nothing at all like it whatever", False),)
+    assert marked_words(reference, reference) == ((reference, False),)
+    assert marked_words("", reference) == ()
+    long = "word " * 5000
+    assert marked_words(long, reference) == ((long, False),)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("[f(a=1, b='x')]", ["f(", "  a = 1", '  b = "x"', ")"]),
+        ("math.area(2, unit=u)", ["math.area(", "  1 = 2", '  unit = "u"', ")"]),
+        ('<tool_call>\n{"name": "f", "arguments": {"a": [1]}}\n</tool_call>', ["f(", "  a = [1]", ")"]),
+        ("[f(), g()]", ["f()", "g()"]),
+        ("I would call f(a=1)", None),
+        ("f", None),
+        ("[" * 10_000, None),
+        ("f(" * 5_000, None),
+        ("__import__('os').system('touch /tmp/owned')", ["__import__('os').system(", '  1 = "touch /tmp/owned"', ")"]),
+    ],
+)
+def test_calls_in_other_notations_are_laid_out(text: str, lines: list[str] | None) -> None:
+    assert lay_out(text) == lines
+
+
+def test_forest_orders_changes_and_colours_them() -> None:
+    changes = [
+        Change("worse", -5.0, -9.0, -1.0, "regressed", "50 → 45"),
+        Change("better", 20.0, 12.0, 28.0, "improved", "50 → 70"),
+        Change("x" * 200, 1.0, None, None, "cannot tell", "50 → 51"),
+    ]
+    for size in (WIDE, NARROW):
+        root = ElementTree.fromstring(str(forest(changes, size)))
+        names = [e.text or "" for e in root.iter("text") if "name" in str(e.get("class"))]
+        assert len(names) == 3
+        dots = [str(e.get("class")) for e in root.iter("circle")]
+        assert dots == ["dot good", "dot unsure", "dot bad"]
+        places = [float(str(e.get("cx"))) for e in root.iter("circle")]
+        assert places == sorted(places, reverse=True) and all(0 < place < size.width for place in places)
+    assert forest([], WIDE) is None
+
+
+def test_funnel_accounts_for_every_row() -> None:
+    root = ElementTree.fromstring(
+        str(funnel(100, [("broken", 10), ("twice", 30)], [("held out", 6), ("trained on", 54)]))
+    )
+    bars = [(float(str(e.get("x"))), float(str(e.get("width")))) for e in root.iter("rect")]
+    whole = bars[0][1]
+    assert [round(100 * width / whole) for _, width in bars] == [100, 10, 30, 6, 54]
+    ends = [round(100 * (x + width - bars[0][0]) / whole) for x, width in bars]
+    assert ends == [100, 100, 90, 60, 54], "each bar begins where the one before it ends"
+    assert funnel(0, [], []) is None
+
+
+def test_levels_over_load() -> None:
+    line = Line("p95", [100.0, None, 400.0])
+    root = ElementTree.fromstring(str(over_load(["1", "8", "32"], [line], 500.0, title="t", axis="a", unit="ms")))
+    assert len(list(root.iter("circle"))) == 2
+    assert over_load(["1"], [Line("p95", [1.0])], None, title="t", axis="a", unit="ms") is None
+    assert over_load(["1", "2"], [Line("p95", [None, None])], None, title="t", axis="a", unit="ms") is None
+
+
+def test_loss_that_falls_by_decades_is_drawn_logarithmically() -> None:
+    falling = [Curve("loss", [(step, 8.0 * math.exp(-step / 20)) for step in range(1, 200)])]
+    assert spans_decades(falling)
+    assert not spans_decades([Curve("loss", [(step, 2.0 + 1.0 / step) for step in range(1, 200)])])
+    assert not spans_decades([Curve("margin", [(1, -1.0), (2, 5.0), (3, 0.0), (4, 9.0)])])
+    root = ElementTree.fromstring(str(line_chart(falling, SMALL, title="loss", logarithmic=True)))
+    path = next(e for e in root.iter("path") if "curve" in str(e.get("class")))
+    heights = [float(pair.split()[1]) for pair in str(path.get("d"))[1:].split("L")]
+    steps = [b - a for a, b in pairwise(heights)]
+    assert max(steps) - min(steps) < 0.2, "exponential decay is a straight line"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.003, 8.0), (1.0, 1.0), (0.5, 0.6), (1e-9, 1e9), (2.0, 20.0)])
+def test_log_ticks_enclose(low: float, high: float) -> None:
+    marks = log_ticks(low, high)
+    assert len(marks) >= 2 and marks[0] <= low * 1.0001 and marks[-1] >= high * 0.9999
+    assert marks == sorted(marks)

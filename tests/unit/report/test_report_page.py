@@ -139,7 +139,8 @@ def test_no_secret_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run_dir.write_run(run)
     run_dir.resolved_recipe.write_text(f"key: {finished_runs.SECRET}")
     stage.run(finished_runs.recipe(), run_dir)
-    assert finished_runs.SECRET not in run_dir.report_page.read_text()
+    for written in (run_dir.report_page, run_dir.report_document, run_dir.report_summary):
+        assert finished_runs.SECRET not in written.read_text()
 
 
 def test_a_hundred_thousand_lines_stay_small_and_keep_their_peak(tmp_path: Path) -> None:
@@ -181,3 +182,37 @@ def test_the_title_of_the_recipe_is_used(tmp_path: Path) -> None:
     stage.run(recipe, run_dir)
     page = _Page(run_dir.report_page.read_text())
     assert "Calls & more" in page.text and "book_table" not in page.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_document_and_summary_stand_beside_the_page(tmp_path: Path, kind: str) -> None:
+    run_dir, record, _ = _page(tmp_path, kind)
+    told = json.loads(run_dir.absolute(record.document).read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert told["name"] == "quickstart-calls" and told["run"] == "20260131-142233-quickstart-calls"
+    assert set(told["records"]) == {
+        stage for stage in ("data", "train", "merge", "evaluate", "bench", "gate") if run_dir.artifact(stage).exists()
+    }
+    assert told["curves"]["train/loss"]["num_values"] == 420
+    text = run_dir.absolute(record.summary).read_text()
+    assert text.startswith("## quickstart-calls\n")
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    assert len(tables) == {"minimal": 0, "failed": 0}.get(kind, 3)
+
+
+def test_the_summary_says_what_the_page_says(tmp_path: Path) -> None:
+    run_dir, record, _ = _page(tmp_path, "wide")
+    text = run_dir.absolute(record.summary).read_text()
+    assert "❌ **Gate failed** · 1 of 2 rules hold" in text
+    assert "| ❌ | `bench.c8.ttft_p95_ms < 500` |" in text
+    assert "| Function calls: Exactly right | 4.1 % | 95.8 % | +91.7 (+86.7 … +96.7) | ▲ improved |" in text
+    assert "▲ 14 improved · ▼ 5 regressed · ≈ 9 cannot tell" in text
+    assert "BFCL: simple\\_python" in text
+
+
+def test_hostile_text_stays_text_in_the_summary(tmp_path: Path) -> None:
+    run_dir, record, _ = _page(tmp_path, "hostile")
+    text = run_dir.absolute(record.summary).read_text()
+    assert "<script>" not in text and "\\<script\\>" in text and "\x1b" not in text

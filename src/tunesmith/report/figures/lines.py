@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tunesmith.report.figures.scales import Scale, label, ticks
+from tunesmith.report.figures.scales import LogScale, Scale, label, log_ticks, ticks
 from tunesmith.report.figures.svg import drawing, element, path
 from tunesmith.report.wording import number
 
@@ -41,16 +41,27 @@ SMALL = Size(470, 230, "chart")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 12.0, 40.0
 
 
-def line_chart(curves: Sequence[Curve], size: Size, *, title: str, starts_at_zero: bool = False) -> Markup | None:
-    """Draw curves over steps, or return None when there is nothing to draw."""
+def spans_decades(curves: Sequence[Curve]) -> bool:
+    """Whether a linear axis would press most of the curves onto its bottom: half of the values below a twentieth."""
+    values = sorted(value for curve in curves for _, value in curve.points if value is not None)
+    return len(values) > 3 and values[0] > 0 and 20 * values[len(values) // 2] < values[-1]
+
+
+def line_chart(
+    curves: Sequence[Curve], size: Size, *, title: str, starts_at_zero: bool = False, logarithmic: bool = False
+) -> Markup | None:
+    """Draw curves over steps, or return None when there is nothing to draw. `logarithmic` needs values above zero."""
     values = [value for curve in curves for _, value in curve.points if value is not None]
     steps = [step for curve in curves for step, value in curve.points if value is not None]
     if not values:
         return None
-    y_ticks = ticks(0.0 if starts_at_zero else min(values), max(values), 5 if size.height > 250 else 4)
+    if logarithmic:
+        y_ticks = log_ticks(min(values), max(values))
+    else:
+        y_ticks = ticks(0.0 if starts_at_zero else min(values), max(values), 5 if size.height > 250 else 4)
     x_ticks = [tick for tick in ticks(min(steps), max(steps), 8 if size.width > 600 else 5) if tick == int(tick)]
     x = Scale(min(steps), max(max(steps), min(steps) + 1), _LEFT, size.width - _RIGHT)
-    y = Scale(y_ticks[0], y_ticks[-1], size.height - _BOTTOM, _TOP)
+    y = (LogScale if logarithmic else Scale)(y_ticks[0], y_ticks[-1], size.height - _BOTTOM, _TOP)
     parts = _grid(x, y, [tick for tick in x_ticks if x.low <= tick <= x.high], y_ticks, size)
     for curve in curves:
         parts.append(_line(curve, x, y))

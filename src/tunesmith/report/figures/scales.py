@@ -22,6 +22,25 @@ class Scale:
         return self.begin + share * (self.end - self.begin)
 
 
+@dataclass(frozen=True)
+class LogScale(Scale):
+    """A logarithmic map; low and high are above zero."""
+
+    def __call__(self, value: float) -> float:
+        share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        return self.begin + share * (self.end - self.begin)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten, over a short range also twice and five times them, that enclose low and high (both > 0)."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    factors = (1, 2, 5) if last - first <= 3 else (1,)
+    marks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    begin = max(index for index, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    end = min((index for index, mark in enumerate(marks) if mark >= high * (1 - 1e-9)), default=len(marks) - 1)
+    return marks[begin : max(end, begin + 1) + 1]
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) that enclose low and high."""
     if not high > low:

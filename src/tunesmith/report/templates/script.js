@@ -15,6 +15,9 @@
     name();
   });
 
+  // What is folded away on a screen belongs on paper.
+  addEventListener("beforeprint", () => { for (const fold of document.querySelectorAll("details")) fold.open = true; });
+
   const tip = document.createElement("div");
   tip.className = "tip";
   tip.hidden = true;
