@@ -112,7 +112,7 @@ class Plan:
         if self.decisions:
             width = max(len(d.key) for d in self.decisions)
             lines += ["decided for `auto`"]
-            lines += [f"  {d.key:<{width}}  {_shown(d.value):<9} {d.reason}" for d in self.decisions]
+            lines += [f"  {d.key:<{width}}  {_shown(d.value):<10} {d.reason}" for d in self.decisions]
         return "\n".join(lines)
 
 

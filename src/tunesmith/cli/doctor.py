@@ -17,6 +17,7 @@ ABILITIES = (
     ("serve and chat (embedded)", ("torch", "transformers", "uvicorn"), "serve"),
     ("serve with vLLM", ("vllm",), "vllm"),
     ("score text (ROUGE, BLEU)", ("sacrebleu", "rouge_score"), "eval"),
+    ("run lm-evaluation-harness", ("lm_eval", "tenacity"), "lm-eval"),
     ("read Parquet and Hub data sets", ("datasets", "pyarrow"), "data"),
     ("fetch from and publish to the Hub", ("huggingface_hub",), "hub"),
     ("mirror to TensorBoard", ("tensorboardX",), "tensorboard"),

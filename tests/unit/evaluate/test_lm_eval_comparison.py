@@ -51,7 +51,7 @@ def side(path: Path, samples: dict[str, list[dict[str, Any]]], **results: Any) -
     } | results
     (path / "results_x.json").write_text(json.dumps(document))
     (path / "done.json").write_text(json.dumps({"results": "results_x.json", "samples": names}))
-    job = Job(Chosen("t", {}, False, False), "tuned", path, "key")
+    job = Job(Chosen("t", {}, False, False), "tuned", path, "key", path)
     return Side({measured.name: measured for measured in read(job)})
 
 
@@ -171,7 +171,7 @@ def test_other_items_are_not_compared(tmp_path: Path) -> None:
 def test_broken_files_are_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "done.json").write_text(content)
     with pytest.raises(EvaluateError, match="cannot be read"):
-        read(Job(Chosen("t", {}, False, False), "tuned", tmp_path, "key"))
+        read(Job(Chosen("t", {}, False, False), "tuned", tmp_path, "key", tmp_path))
 
 
 def test_names_fit_into_gate_rules() -> None:

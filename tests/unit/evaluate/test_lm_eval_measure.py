@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from tests.fakes import harness_python
 from tests.fakes.scripted_chat_server import Reply, ScriptedChatServer
-from tunesmith.artifacts import Endpoint, Scores, Weights
+from tunesmith.artifacts import Endpoint, Scores, Weights, Which
 from tunesmith.errors import EnvironmentProblem, EvaluateError, RecipeError
 from tunesmith.evaluate import stage
 from tunesmith.evaluate.lm_eval import process
@@ -54,8 +55,6 @@ def recipe(fake: Path, *tasks: str, **settings: Any) -> Recipe:
 
 
 def vars_of(harness: LmEval) -> dict[str, Any]:
-    import dataclasses
-
     return {field.name: getattr(harness, field.name) for field in dataclasses.fields(harness)}
 
 
@@ -84,6 +83,47 @@ def test_nothing_is_done_twice_and_changes_are_seen(fake: Path, run_dir: RunDir)
     run_dir.save(Weights("merge/model", "base", {"model.safetensors": "trained again"}, 3))
     run(fake, run_dir, num_fewshot=3)
     assert harness_python.asked(fake)[14:] == EVERYTHING[3:]
+
+
+def test_another_run_finds_the_base_model_measured(fake: Path, run_dir: RunDir, tmp_path: Path) -> None:
+    first = run(fake, run_dir)
+    other = RunDir(tmp_path / "other")
+    other.write_run(run_dir.read_run())
+    other.save(Weights("merge/model", "base", {"model.safetensors": "another training"}, 3))
+    second = run(fake, other)
+    assert harness_python.asked(fake)[6:] == EVERYTHING[3:]
+    assert second.tasks == first.tasks  # the stand-in scores every tuned model alike
+    assert (other.harness("base", "fake_a") / "results.json").is_file()
+
+
+class Endpoints:
+    """Two endpoints, one after the other."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def endpoint(self, which: Which) -> Endpoint:
+        self.num_asked += 1
+        return Endpoint(f"http://127.0.0.1:{self.num_asked}", "m", "embedded", which, api_key="${env:A_KEY}")
+
+
+def test_an_endpoint_that_died_is_started_again(fake: Path, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "secret-key")
+    monkeypatch.setenv("OPENAI_API_KEY", "somebody else's")
+    (fake / "fake_b.py").write_text(
+        "if ':1/' in config['model_args']['base_url']: print('connection refused'); sys.exit(1)\n"
+        "(HERE / 'key').write_text(os.environ['OPENAI_API_KEY'])\n"
+    )
+    serving = Endpoints()
+    asks = recipe(fake, backend="endpoint")
+    assert asks.evaluate is not None
+    asks = dataclasses.replace(asks, evaluate=dataclasses.replace(asks.evaluate, base_model=False, concurrency=5))
+    scores = stage.run(asks, run_dir, serving)
+    assert serving.num_asked == 2 and len(scores.tasks) == 3
+    assert harness_python.asked(fake) == [f"tuned fake_{task}" for task in "abcb"]
+    assert (fake / "key").read_text() == "secret-key"
+    config = (run_dir.harness("tuned", "fake_b") / "config.yaml").read_text()
+    assert "num_concurrent: 5" in config and "secret" not in config
 
 
 def test_a_task_that_fails_costs_its_own_numbers_only(

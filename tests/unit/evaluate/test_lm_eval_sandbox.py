@@ -11,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,37 @@ def test_what_loops_for_ever_is_ended_with_all_it_started(room: Path) -> None:
     code, _ = run(room, program, limit_seconds=2)
     assert code != 0 and (room / "r" / "started").exists()
     assert time.monotonic() - started < 60
-    sleepers = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"sleep\x001234.5" in _content(p)]
-    assert sleepers == []
+    assert _running(b"sleep\x001234.5") == []
+
+
+@needs_namespaces
+def test_a_killed_run_leaves_no_program(room: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tunesmith.evaluate.lm_eval import process\n"
+        "process.run(sys.argv[2:], Path(sys.argv[1]) / 'log', {}, title='t')"
+    )
+    document = {"told": str(room / "told.json"), "limit_seconds": 100, "copied": [], "environment": {}}
+    document |= {"scratch": str(room / "s"), "results": str(room / "r")}
+    (room / "order.json").write_text(json.dumps(document))
+    sandbox = [sys.executable, "-m", "tunesmith.evaluate.lm_eval.sandbox", str(room / "order.json"), "--"]
+    command = [sys.executable, "-c", program, str(room), *sandbox, str(shutil.which("sleep")), "2345.5"]
+    first = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    in_the_sandbox = os.fsencode(f"{shutil.which('sleep')}\x002345.5\x00")
+    _wait(lambda: in_the_sandbox in map(_content, Path("/proc").glob("[0-9]*/cmdline")))
+    first.kill()
+    first.wait()
+    _wait(lambda: not _running(b"sleep\x002345.5"))  # nor anybody who was to start it
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def _running(command: bytes) -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if _content(path).endswith(command + b"\x00")]
 
 
 def _content(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from tunesmith.recipe.environment import expand
 from tunesmith.recipe.harness_names import names_for_people, translated
 from tunesmith.recipe.schema import LmEval
 from tunesmith.store import files
+from tunesmith.track.console import say
 
 INSIDE = Path(__file__).parent / "inside" / "work.py"
 _ASKING_SECONDS = 300.0
@@ -219,6 +220,8 @@ def _asked(python: str, kept: Path, directory: Path | None) -> dict[str, Entry]:
         return _read(json.loads(kept.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    if directory is None:
+        say("asking lm_eval for the names of its tasks (once per version, about 10 s)")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "names.json"
         command = [python, str(INSIDE), "names", str(out), *([str(directory.absolute())] if directory else [])]

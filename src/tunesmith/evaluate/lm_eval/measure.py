@@ -22,7 +22,7 @@ from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, item_li
 from tunesmith.evaluate.lm_eval.programs import environment, held, score
 from tunesmith.evaluate.lm_eval.results import Measured, read
 from tunesmith.evaluate.lm_eval.work_order import Job, Orders
-from tunesmith.recipe.environment import redact
+from tunesmith.recipe.environment import expand, redact
 from tunesmith.recipe.schema import LmEval, Recipe
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir, cache_root
@@ -67,6 +67,7 @@ class Harness:
         self._orders = Orders(recipe, run_dir, names)
         self._jobs: dict[Which, list[Job]] = {}
         self._why: dict[tuple[Which, str], str] = {}
+        self._key = ""
 
     @property
     def loads_weights(self) -> bool:
@@ -81,6 +82,10 @@ class Harness:
             ServeError: the server did not start.
         """
         jobs = self._jobs[which] = self._orders.jobs(which, self._chosen)
+        elsewhere = [job.task.name for job in jobs if job.take_from_shelf()]
+        if elsewhere:
+            say(f"  lm_eval {which}: {', '.join(elsewhere)} measured by an earlier run")
+        missing_at_first = [job for job in jobs if not job.is_done()]
         for attempt in range(_NUM_TRIES):
             missing = [job for job in jobs if not job.is_done()]
             if not missing:
@@ -93,6 +98,9 @@ class Harness:
                 say(f"  lm_eval {which}: once more, from where it stopped")
                 continue
             break
+        for job in missing_at_first:
+            if job.is_done():
+                job.put_on_shelf()
         self._tell_failures(which, jobs)
 
     def _do(self, which: Which, jobs: Sequence[Job], endpoint: Endpoint | None) -> None:
@@ -101,6 +109,7 @@ class Harness:
         A task that runs programs gets two of its own: one that answers, one that scores in the sandbox.
         """
         config = self._orders.config(which, endpoint)
+        self._key = expand(endpoint.api_key) if endpoint else ""
         for job in jobs:
             job.begin(config | ({"confirm_run_unsafe_code": True} if job.task.runs_code else {}))
         plain = [job for job in jobs if not job.task.runs_code]
@@ -122,6 +131,7 @@ class Harness:
         files.write_json(order, document | {"answers_only": answers_only})
         command = [interpreter(self._settings), str(INSIDE), "run", str(order.absolute())]
         more = environment(jobs[0].directory.absolute() / "caches") if answers_only else {}
+        more["OPENAI_API_KEY"] = self._key  # where the harness looks for an endpoint's key; a user's own is none of it
         return self._try(jobs, lambda log: process.run(command, log, _ENVIRONMENT | more, title=which))
 
     def _score(self, job: Job, config: dict[str, Any]) -> None:
@@ -202,7 +212,7 @@ def check_logprobs(endpoint: Endpoint) -> None:
         "echo": True,
     }
     url = f"{endpoint.url.rstrip('/')}/v1/completions"
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {expand(endpoint.api_key)}"}
     request = urllib.request.Request(url, json.dumps(question).encode(), headers)
     try:
         with _DIRECT.open(request, timeout=_PROBE_SECONDS) as response:

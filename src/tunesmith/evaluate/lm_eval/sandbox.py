@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     command = argv[2:]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     held, why = _enter_namespaces()
+    die_with_parent()  # again: the kernel forgets it when a process changes its user namespace
     Path(order["told"]).write_text(json.dumps({"held": held, "why_not": why}), encoding="utf-8")
     child = os.fork()  # in a new PID namespace the first child is process 1: when it ends, all others do
     if child == 0:

@@ -24,7 +24,7 @@ from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import LmEval, Recipe
 from tunesmith.recipe.walk import plain
 from tunesmith.store import files
-from tunesmith.store.run_dir import RunDir
+from tunesmith.store.run_dir import RunDir, cache_root
 from tunesmith.tokens.templates import template_for
 from tunesmith.tokens.tokenizer import load_tokenizer
 
@@ -41,12 +41,14 @@ class Job:
     Attributes:
         directory: receives the configuration, the harness's own files, its log and, last, `done.json`.
         key: hash of everything its numbers depend on.
+        shelf: where other runs find the same work done; the base model is the same in many of them.
     """
 
     task: Chosen
     which: Which
     directory: Path
     key: str
+    shelf: Path
 
     @property
     def config(self) -> Path:
@@ -60,6 +62,22 @@ class Job:
     def is_done(self) -> bool:
         """Return whether the harness has finished exactly this."""
         return _key_of(self.directory / "done.json") is not None and _key_of(self.directory / "key.json") == self.key
+
+    def take_from_shelf(self) -> bool:
+        """Return whether another run has done the same; its files are then here, too."""
+        if self.is_done() or not (self.shelf / "done.json").is_file():
+            return False
+        files.link_tree(self.shelf, self.directory)
+        return self.is_done()
+
+    def put_on_shelf(self) -> None:
+        """Keep the files of a finished job for other runs; the cache of answers has served its purpose."""
+        done = json.loads((self.directory / "done.json").read_text(encoding="utf-8"))
+        own = ("config.yaml", "done.json", "key.json", "sandbox.json")
+        with files.writing_directory(self.shelf) as shelf:
+            for name in (*own, done["results"], *done["samples"].values()):
+                if (self.directory / name).is_file():
+                    files.link_or_copy(self.directory / name, shelf / name)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Write the configuration; answers to the same key stay, whatever else was there goes."""
@@ -102,11 +120,12 @@ class Orders:
 
     def jobs(self, which: Which, tasks: list[Chosen]) -> list[Job]:
         """Return the jobs of one model, done or not."""
-        depends_on = self._depends_on(which)
-        return [
-            Job(task, which, self._run_dir.harness(which, task.name), files.fingerprint([depends_on, self._of(task)]))
-            for task in tasks
-        ]
+        depends_on, jobs = self._depends_on(which), []
+        for task in tasks:
+            key = files.fingerprint([depends_on, self._of(task)])
+            shelf = cache_root(self._recipe.output_dir) / "lm_eval" / "done" / key
+            jobs.append(Job(task, which, self._run_dir.harness(which, task.name), key, shelf))
+        return jobs
 
     def _depends_on(self, which: Which) -> dict[str, Any]:
         settings = {k: v for k, v in plain(self._settings).items() if k not in _WITHOUT_EFFECT}
