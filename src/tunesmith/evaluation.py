@@ -7,7 +7,7 @@ read like any other. The same command goes on in the same directory and asks onl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,8 @@ from tunesmith.errors import Interrupted, UsageError
 from tunesmith.evaluate import stage
 from tunesmith.evaluate.external import External, root_url
 from tunesmith.evaluate.interview import Model
+from tunesmith.evaluate.lm_eval.measure import Harness
+from tunesmith.evaluate.lm_eval.work_order import Examinee
 from tunesmith.lineage import command_line, lineage
 from tunesmith.recipe.dump import dump_recipe
 from tunesmith.recipe.environment import redact
@@ -91,7 +93,8 @@ def evaluate(tasks: str, settings: list[str], tuned: Subject, base: Subject | No
             else:
                 models[which] = _external(subject, which, recipe, run_dir)
         with _outcome_noted(run_dir, state):
-            scores = stage.measure(recipe, run_dir, models)
+            harness = _harness(recipe, run_dir, models, choices)
+            scores = stage.measure(recipe, run_dir, models, harness=harness)
             run_dir.save(scores)
         _report(recipe, run_dir)
     return run_dir
@@ -116,13 +119,7 @@ def _tasks(word: str, settings: list[str], tuned: Subject, base: Subject | None,
     }
     filled = [] if "extends" in document else [setting for key, setting in open_.items() if key not in document]
     compares = [f"evaluate.base_model={'true' if base else 'false'}"]
-    loaded = load(path, [*filled, *settings, *compares, f"output_dir={_quoted(output_dir)}", "gate=[]"])
-    evaluate = loaded.recipe.evaluate
-    if evaluate is not None and evaluate.lm_eval is not None:
-        what = "lm-evaluation-harness needs the model's tokenizer and settings, which only a run has"
-        do = "leave it out with `--set evaluate.lm_eval=null`, or use `tunesmith run`"
-        raise UsageError(what, where=loaded.where(("evaluate", "lm_eval")), do=do)
-    return loaded
+    return load(path, [*filled, *settings, *compares, f"output_dir={_quoted(output_dir)}", "gate=[]"])
 
 
 def _slug(name: str) -> str:
@@ -176,6 +173,28 @@ def _served(subject: Subject, choice: Choice, which: Which, run_dir: RunDir, sta
     stack.callback(server.stop)
     told = {"model": subject.model, "path": str(model.path), "engine": choice.engine}
     return Model(subject.sentence_name, server.endpoint, identity, _answers(run_dir, which), told)
+
+
+def _harness(
+    recipe: Recipe, run_dir: RunDir, models: Mapping[Which, Model], choices: Mapping[Which, Choice]
+) -> Harness | None:
+    """Return lm-evaluation-harness on these models, of which only some have their files here."""
+    if recipe.evaluate is None or recipe.evaluate.lm_eval is None:
+        return None
+    found = {which: Examinee(model.endpoint, model.identity) for which, model in models.items()}
+    for which, choice in choices.items():
+        served = choice.model
+        found[which] = Examinee(
+            models[which].endpoint,
+            models[which].identity,
+            served.path,
+            choice.engine,
+            served.dtype,
+            served.chat_template,
+            served.max_model_len,
+            served.trust_remote_code,
+        )
+    return Harness(recipe, run_dir, found)
 
 
 def _answers(run_dir: RunDir, which: Which) -> Path:

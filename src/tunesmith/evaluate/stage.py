@@ -21,9 +21,11 @@ from tunesmith.evaluate.function_calls import FunctionCalls
 from tunesmith.evaluate.interview import Interview, Model, what_answers_depend_on
 from tunesmith.evaluate.judge import Judge
 from tunesmith.evaluate.lm_eval.measure import Findings, Harness
+from tunesmith.evaluate.lm_eval.work_order import Examinee
 from tunesmith.evaluate.summary import Outcome, failures, summarise
 from tunesmith.evaluate.task import Item, Task, Transcript, method_of
 from tunesmith.evaluate.text import TextAnswers
+from tunesmith.model.locate import locate
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Evaluate, Recipe
 from tunesmith.rows.conversation import Message
@@ -45,7 +47,7 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
     assert recipe.evaluate is not None, "the recipe evaluates nothing"
     template_fingerprint = _checked_template(recipe, run_dir)
     models = {which: _served(recipe, run_dir, serving, which) for which in _wanted(recipe.evaluate)}
-    harness = Harness(recipe, run_dir, serving) if recipe.evaluate.lm_eval else None
+    harness = Harness(recipe, run_dir, _examinees(recipe, run_dir, models)) if recipe.evaluate.lm_eval else None
     scores = measure(recipe, run_dir, models, patience=patience, harness=harness)
     return replace(scores, template_fingerprint=template_fingerprint)
 
@@ -130,6 +132,7 @@ def _with_harness(scores: Scores, harness: Harness | None) -> Scores:
         items=scores.items | found.items,
         failures=scores.failures | found.failures,
         num_unanswered=scores.num_unanswered + found.num_unfinished,
+        protocol=scores.protocol | {"tasks": scores.protocol["tasks"] | found.protocol},
     )
 
 
@@ -199,6 +202,24 @@ def _served(recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which) -> 
         identity=what_answers_depend_on(recipe, run_dir, which),
         answers=run_dir.stage("evaluate") / f"answers.{which}.jsonl",
     )
+
+
+def _examinees(recipe: Recipe, run_dir: RunDir, models: Mapping[Which, Model]) -> dict[Which, Examinee]:
+    """Return the models of a run as lm-evaluation-harness meets them."""
+    length = recipe.serve.max_model_len
+    settings: dict[str, Any] = {
+        "engine": recipe.serve.engine,
+        "dtype": recipe.model.dtype,
+        "chat_template": recipe.data.chat_template,
+        "max_model_len": length if isinstance(length, int) else None,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    found: dict[Which, Examinee] = {}
+    for which, model in models.items():
+        base = which == "base"
+        path = locate(recipe.model, recipe.output_dir) if base else run_dir.absolute(run_dir.load(Weights).path)
+        found[which] = Examinee(model.endpoint, model.identity, path, **settings)
+    return found
 
 
 def _judge(task: Task, items: Sequence[Item], said: Sequence[Transcript]) -> list[Outcome]:

@@ -271,6 +271,8 @@ class LmEval:
     """Put prompts into the chat template, few-shot examples as turns. Recorded beside every number."""
     backend: Auto | Literal["endpoint", "checkpoint"] = "auto"
     """Ask the served model, or let the harness load the weights itself."""
+    tokenizer: str | None = None
+    """Directory or Hub id of the tokenizer of an endpoint whose model is elsewhere; tasks with choices need one."""
     batch_size: PositiveInt = 8
     """Prompts per forward pass of `checkpoint`; an endpoint gets `evaluate.concurrency` requests of one prompt each."""
     gen_kwargs: dict[str, HarnessSetting] = field(default_factory=dict)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.fakes import harness_python
 from tests.fakes.scripted_chat_server import Reply, Request, ScriptedChatServer, completion
 from tunesmith.artifacts import Scores
 from tunesmith.cli.app import main
@@ -129,3 +131,29 @@ def test_mistakes_are_told(
     with ScriptedChatServer(knows, models=("bad", "good")) as server:
         assert main(["evaluate", *[server.url if word == "URL" else word for word in words]]) == code
     assert message in capsys.readouterr().err
+
+
+def test_the_harness_asks_an_endpoint_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    python = harness_python.write(here / "fake")
+    (here / "tasks.yaml").write_text(f"evaluate: {{lm_eval: {{tasks: [fake_a], python: {python}}}}}\n")
+    with ScriptedChatServer(knows) as server:
+        run_dir = evaluate(server, "--model", "good", "--beside", "bad")
+        assert evaluate(server, "--model", "good", "--beside", "bad").path == run_dir.path
+        assert harness_python.asked(here / "fake") == ["base fake_a", "tuned fake_a"]
+        chat = evaluate(server, "--model", "good", "--set", "evaluate.lm_eval.apply_chat_template=true")
+        assert server.requests == []  # the harness is a stand-in, and nobody else has a question
+        capsys.readouterr()
+        evaluate(server, "--model", "good", "--set", "evaluate.lm_eval.tasks=[fake_choice]", code=2)
+        assert "evaluate.lm_eval.tokenizer" in capsys.readouterr().err
+        evaluate(server, "--model", "good", "--set", "evaluate.lm_eval.backend=checkpoint", code=2)
+        assert "needs the model's files" in capsys.readouterr().err
+    scores = run_dir.load(Scores)
+    record = scores.tasks["lm_eval.fake_a"]["exact_match"]
+    assert (record["base"], record["tuned"], record["backend"]) == (0.5, 1.0, "endpoint")
+    assert scores.protocol["tasks"]["lm_eval.fake_a"]["harness"] == "lm_eval 0.4.13"
+    config = yaml.safe_load((run_dir.harness("tuned", "fake_a") / "config.yaml").read_text())
+    assert config["model"] == "local-completions" and config["model_args"]["model"] == "good"
+    assert config["model_args"]["base_url"] == f"{server.url}/v1/completions"
+    config = yaml.safe_load((chat.harness("tuned", "fake_a") / "config.yaml").read_text())
+    assert config["model"] == "local-chat-completions"
+    assert chat.load(Scores).tasks["lm_eval.fake_a"]["exact_match"]["backend"] == "chat endpoint"

@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tunesmith.artifacts import Endpoint, Serving, Which
-from tunesmith.errors import EvaluateError
+from tunesmith.artifacts import Endpoint, Which
+from tunesmith.errors import EvaluateError, RecipeError, TunesmithError
 from tunesmith.evaluate.lm_eval import process
 from tunesmith.evaluate.lm_eval.catalogue import INSIDE, Chosen, catalogue, interpreter
 from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, item_lines, task_name
 from tunesmith.evaluate.lm_eval.programs import environment, held, score
 from tunesmith.evaluate.lm_eval.results import Measured, read
-from tunesmith.evaluate.lm_eval.work_order import Job, Orders
+from tunesmith.evaluate.lm_eval.work_order import Examinee, Job, Orders
 from tunesmith.recipe.environment import expand, redact
 from tunesmith.recipe.schema import LmEval, Recipe
 from tunesmith.store import files
@@ -31,6 +31,7 @@ from tunesmith.track.console import say, warn
 _PROBE_SECONDS = 60.0
 _NUM_TRIES = 2  # the second one goes to an endpoint that was looked after in between
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "127.0.0.1,localhost"}
+_PROTOCOL = ("task_version", "num_fewshot")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -41,30 +42,37 @@ class Findings:
     tasks: dict[str, dict[str, Record]] = field(default_factory=dict)
     items: dict[str, str] = field(default_factory=dict)
     failures: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    protocol: dict[str, dict[str, Any]] = field(default_factory=dict)  # how the numbers of a task came about
     num_unfinished: int = 0  # tasks of a model that another try may finish
 
 
 class Harness:
-    """The harness on one run.
+    """The harness on the models of one run.
 
     Args:
-        recipe: resolved, with `evaluate.lm_eval`.
-        run_dir: holds models, the harness's files and the items.
-        serving: hands out endpoints; not called with `backend: checkpoint`, nor when everything is done.
+        recipe: with `evaluate.lm_eval`.
+        run_dir: holds the harness's files and the items.
+        models: whom it examines; endpoints are not called with `backend: checkpoint`, nor when everything is done.
 
     Raises:
         EnvironmentProblem: the harness is not installed.
-        RecipeError: a task is unknown or not allowed.
+        RecipeError: a task is unknown, not allowed, or nothing that a model's endpoint alone can be asked.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: RunDir, serving: Serving) -> None:
+    def __init__(self, recipe: Recipe, run_dir: RunDir, models: Mapping[Which, Examinee]) -> None:
         assert recipe.evaluate is not None and recipe.evaluate.lm_eval is not None
-        self._recipe, self._run_dir, self._serving = recipe, run_dir, serving
-        self._settings: LmEval = recipe.evaluate.lm_eval
+        self._recipe, self._run_dir, self._models = recipe, run_dir, models
+        wanted = recipe.evaluate.lm_eval
+        self._settings: LmEval = replace(wanted, backend=_backend(wanted, models.values()))
         names = catalogue(self._settings, cache_root(recipe.output_dir) / "lm_eval")
         self._chosen: list[Chosen] = names.choose(self._settings)
         self._version = names.version
-        self._orders = Orders(recipe, run_dir, names)
+        concurrency = recipe.evaluate.concurrency
+        self._orders = {
+            which: Orders(self._settings, model, which, run_dir, names.version, concurrency=concurrency)
+            for which, model in models.items()
+        }
+        self._check_tokenizer()
         self._jobs: dict[Which, list[Job]] = {}
         self._why: dict[tuple[Which, str], str] = {}
         self._key = ""
@@ -74,6 +82,13 @@ class Harness:
         """Whether the harness holds the model itself: no server should be holding it, too."""
         return self._settings.backend == "checkpoint"
 
+    def _check_tokenizer(self) -> None:
+        asked = next((task.name for task in self._chosen if task.needs_logprobs), None)
+        if asked and not self.loads_weights and not all(orders.knows_tokens for orders in self._orders.values()):
+            what = f"the task {asked!r} weighs given answers token by token, and the endpoint's tokenizer is not known"
+            do = "set `evaluate.lm_eval.tokenizer` to its directory or Hub id, or keep to tasks that generate text"
+            raise RecipeError([TunesmithError(what, where="evaluate.lm_eval.tasks", do=do)])
+
     def measure(self, which: Which) -> None:
         """Do for one model what is not done yet.
 
@@ -81,7 +96,7 @@ class Harness:
             EvaluateError: not one task of this model could be done.
             ServeError: the server did not start.
         """
-        jobs = self._jobs[which] = self._orders.jobs(which, self._chosen)
+        jobs = self._jobs[which] = self._orders[which].jobs(self._chosen, self._recipe.output_dir)
         elsewhere = [job.task.name for job in jobs if job.take_from_shelf()]
         if elsewhere:
             say(f"  lm_eval {which}: {', '.join(elsewhere)} measured by an earlier run")
@@ -90,7 +105,7 @@ class Harness:
             missing = [job for job in jobs if not job.is_done()]
             if not missing:
                 break
-            endpoint = None if self.loads_weights else self._serving.endpoint(which)
+            endpoint = None if self.loads_weights else self._models[which].endpoint()
             if endpoint is not None and any(job.task.needs_logprobs for job in missing):
                 check_logprobs(endpoint)
             self._do(which, missing, endpoint)
@@ -108,7 +123,7 @@ class Harness:
 
         A task that runs programs gets two of its own: one that answers, one that scores in the sandbox.
         """
-        config = self._orders.config(which, endpoint)
+        config = self._orders[which].config(endpoint)
         self._key = expand(endpoint.api_key) if endpoint else ""
         for job in jobs:
             job.begin(config | ({"confirm_run_unsafe_code": True} if job.task.runs_code else {}))
@@ -180,7 +195,7 @@ class Harness:
         """Return what is said beside every number of a task."""
         facts: Record = {
             "harness": f"lm_eval {self._version}",
-            "backend": self._settings.backend,
+            "backend": "chat endpoint" if self._orders["tuned"].speaks_chat else self._settings.backend,
             "chat_template": "applied" if self._settings.apply_chat_template else "not applied",
             "limit": self._settings.limit,
         }
@@ -190,11 +205,28 @@ class Harness:
     def _add(self, found: Findings, sides: dict[Which, Side], facts: Record) -> None:
         for name, measured in sides["tuned"].measured.items():
             ours = task_name(name)
-            found.tasks[ours] = compare(name, sides, facts, self._recipe.seed)
+            found.tasks[ours] = records = compare(name, sides, facts, self._recipe.seed)
+            about = {
+                key: value
+                for key, value in next(iter(records.values()), {}).items()
+                if key in _PROTOCOL or key in facts
+            }
+            found.protocol[ours] = {"num_items": len(measured.samples) or None, **about}
             if measured.samples:
                 path = self._run_dir.items(ours)
                 files.write_text(path, "\n".join(item_lines(name, sides)) + "\n")
                 found.items[ours] = self._run_dir.relative(path)
+
+
+def _backend(settings: LmEval, models: Iterable[Examinee]) -> Literal["endpoint", "checkpoint"]:
+    """Return the backend that is asked for, or the one that fits: recipes of runs have decided, others have not."""
+    known = list(models)
+    if settings.backend == "checkpoint" and any(model.path is None for model in known):
+        what = "`evaluate.lm_eval.backend: checkpoint` needs the model's files, and only its endpoint is known"
+        raise RecipeError([TunesmithError(what, where="evaluate.lm_eval.backend", do="use `endpoint`")])
+    if settings.backend != "auto":
+        return settings.backend
+    return "endpoint" if any(model.path is None or model.engine == "vllm" for model in known) else "checkpoint"
 
 
 def check_logprobs(endpoint: Endpoint) -> None:

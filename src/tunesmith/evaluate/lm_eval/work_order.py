@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunesmith.artifacts import Endpoint, Weights, Which
-from tunesmith.evaluate.interview import what_answers_depend_on
-from tunesmith.evaluate.lm_eval.catalogue import Catalogue, Chosen, task_files
+from tunesmith.artifacts import Endpoint, Which
+from tunesmith.evaluate.lm_eval.catalogue import Chosen, task_files
 from tunesmith.hardware import probe
-from tunesmith.model.locate import locate
 from tunesmith.recipe.environment import expand
-from tunesmith.recipe.schema import LmEval, Recipe
+from tunesmith.recipe.schema import LmEval
 from tunesmith.recipe.walk import plain
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir, cache_root
@@ -41,14 +40,14 @@ class Job:
     Attributes:
         directory: receives the configuration, the harness's own files, its log and, last, `done.json`.
         key: hash of everything its numbers depend on.
-        shelf: where other runs find the same work done; the base model is the same in many of them.
+        shelf: where other runs find the same work done (the base model is the same in many of them); None: nowhere.
     """
 
     task: Chosen
     which: Which
     directory: Path
     key: str
-    shelf: Path
+    shelf: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -65,13 +64,15 @@ class Job:
 
     def take_from_shelf(self) -> bool:
         """Return whether another run has done the same; its files are then here, too."""
-        if self.is_done() or not (self.shelf / "done.json").is_file():
+        if self.is_done() or self.shelf is None or not (self.shelf / "done.json").is_file():
             return False
         files.link_tree(self.shelf, self.directory)
         return self.is_done()
 
     def put_on_shelf(self) -> None:
         """Keep the files of a finished job for other runs; the cache of answers has served its purpose."""
+        if self.shelf is None:
+            return
         done = json.loads((self.directory / "done.json").read_text(encoding="utf-8"))
         own = ("config.yaml", "done.json", "key.json", "sandbox.json")
         with files.writing_directory(self.shelf) as shelf:
@@ -103,42 +104,67 @@ def _key_of(path: Path) -> str | None:
         return None
 
 
-class Orders:
-    """Configurations and keys of one run's jobs.
+@dataclass(frozen=True)
+class Examinee:
+    """A model as the harness meets it: by its files, by its endpoint, or by either.
 
-    Args:
-        recipe: resolved, with `evaluate.lm_eval`.
-        run_dir: where the tuned model is, and where jobs get their directories.
-        catalogue: the harness's names.
+    Attributes:
+        endpoint: hands out a healthy endpoint; called again when it failed.
+        identity: what its answers depend on besides prompts and settings.
+        path: its directory; None when it is somewhere else, behind its endpoint.
+        engine: the server program, where it is one of ours.
+        chat_template: as in a recipe.
+        max_model_len: longest prompt plus answer of the endpoint in tokens; None when nobody knows.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: RunDir, catalogue: Catalogue) -> None:
-        assert recipe.evaluate is not None and recipe.evaluate.lm_eval is not None
-        self._recipe, self._run_dir, self._catalogue = recipe, run_dir, catalogue
-        self._settings: LmEval = recipe.evaluate.lm_eval
-        self._concurrency = recipe.evaluate.concurrency
+    endpoint: Callable[[], Endpoint]
+    identity: Mapping[str, Any]
+    path: Path | None = None
+    engine: str = ""
+    dtype: str = "auto"
+    chat_template: str = "model"
+    max_model_len: int | None = None
+    trust_remote_code: bool = False
 
-    def jobs(self, which: Which, tasks: list[Chosen]) -> list[Job]:
-        """Return the jobs of one model, done or not."""
-        depends_on, jobs = self._depends_on(which), []
+
+class Orders:
+    """Configurations and keys of the jobs of one model.
+
+    Args:
+        settings: with a backend that is decided.
+        model: whom the harness examines.
+        which: in whose place.
+        run_dir: where jobs get their directories.
+        version: of the harness.
+    """
+
+    def __init__(
+        self, settings: LmEval, model: Examinee, which: Which, run_dir: RunDir, version: str, *, concurrency: int
+    ) -> None:
+        assert settings.backend != "auto", "the backend is decided"
+        self._settings, self._model, self._which, self._run_dir = settings, model, which, run_dir
+        self._version, self._concurrency = version, concurrency
+
+    def jobs(self, tasks: Sequence[Chosen], output_dir: str) -> list[Job]:
+        """Return the jobs, done or not."""
+        depends_on, jobs = self._depends_on(), []
         for task in tasks:
             key = files.fingerprint([depends_on, self._of(task)])
-            shelf = cache_root(self._recipe.output_dir) / "lm_eval" / "done" / key
-            jobs.append(Job(task, which, self._run_dir.harness(which, task.name), key, shelf))
+            # Behind an address of somebody else's there may be another model tomorrow.
+            shelf = cache_root(output_dir) / "lm_eval" / "done" / key if self._model.path else None
+            jobs.append(Job(task, self._which, self._run_dir.harness(self._which, task.name), key, shelf))
         return jobs
 
-    def _depends_on(self, which: Which) -> dict[str, Any]:
+    def _depends_on(self) -> dict[str, Any]:
         settings = {k: v for k, v in plain(self._settings).items() if k not in _WITHOUT_EFFECT}
+        identity = dict(self._model.identity)
         if self._settings.backend == "endpoint":
             settings["batch_size"] = None
-        answers = what_answers_depend_on(self._recipe, self._run_dir, which)
-        if self._settings.backend == "checkpoint":
-            answers = {k: v for k, v in answers.items() if k not in ("engine", "max_model_len")}
+        else:
+            identity = {k: v for k, v in identity.items() if k not in ("engine", "max_model_len")}
         if not self._settings.apply_chat_template:
-            answers.pop("chat_template", None)
-        # The harness has seeds of its own, the same for everybody: published numbers rest on them.
-        answers.pop("settings", None)
-        return {"answers": answers, "settings": settings, "backend": self._settings.backend}
+            identity.pop("chat_template", None)
+        return {"identity": identity, "settings": settings, "backend": self._settings.backend}
 
     def _of(self, task: Chosen) -> dict[str, Any]:
         """Return what a task's numbers depend on besides model and settings."""
@@ -146,12 +172,14 @@ class Orders:
         local = task_files(Path(expand(str(self._settings.include_path))).expanduser()) if own else {}
         leaves = {name: dataclasses.astuple(entry) for name, entry in task.leaves.items()}
         data = {file: files.sha256(Path(file)) for file in task.data_files if Path(file).is_file()}
-        return {"task": task.name, "leaves": leaves, "files": local, "data": data, "harness": self._catalogue.version}
+        return {"task": task.name, "leaves": leaves, "files": local, "data": data, "harness": self._version}
 
-    def config(self, which: Which, endpoint: Endpoint | None) -> dict[str, Any]:
-        """Return what all jobs of one model have in common, as the harness's configuration file says it."""
+    def config(self, endpoint: Endpoint | None) -> dict[str, Any]:
+        """Return what all jobs have in common, as the harness's configuration file says it."""
         settings = self._settings
-        model, arguments = self._checkpoint(which) if endpoint is None else self._endpoint(which, endpoint)
+        model, arguments = self._checkpoint() if endpoint is None else self._endpoint(endpoint)
+        if self._model.trust_remote_code:
+            arguments["trust_remote_code"] = True
         document: dict[str, Any] = {
             "model": model,
             "model_args": arguments,
@@ -167,47 +195,54 @@ class Orders:
         document |= plain(settings.extra)
         return document
 
-    def _checkpoint(self, which: Which) -> tuple[str, dict[str, Any]]:
-        path = self._model_path(which)
-        arguments: dict[str, Any] = {"pretrained": str(path.absolute()), "dtype": self._recipe.model.dtype}
-        tokenizer = self._tokenizer(which)
-        if tokenizer != path:
-            arguments["tokenizer"] = str(tokenizer.absolute())
-        if self._recipe.model.trust_remote_code:
-            arguments["trust_remote_code"] = True
+    @property
+    def knows_tokens(self) -> bool:
+        """Whether there is a tokenizer: without one, prompts are texts, and given answers cannot be weighed."""
+        return self._tokenizer() is not None
+
+    @property
+    def speaks_chat(self) -> bool:
+        """Whether the endpoint is asked for chat completions: it has the template, and nobody here has."""
+        return self._settings.apply_chat_template and not self.knows_tokens
+
+    def _checkpoint(self) -> tuple[str, dict[str, Any]]:
+        path = self._model.path
+        assert path is not None, "a checkpoint backend has a checkpoint"
+        arguments: dict[str, Any] = {"pretrained": str(path.absolute()), "dtype": self._model.dtype}
+        tokenizer = self._tokenizer()
+        if tokenizer != str(path.absolute()):
+            arguments["tokenizer"] = tokenizer
         return "hf", arguments
 
-    def _endpoint(self, which: Which, endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
-        tokenizer = self._tokenizer(which)
-        # As with a checkpoint: the tokenizer adds its start token, but not to a chat template's text, which has it.
-        start_token = not self._settings.apply_chat_template and adds_start_token(tokenizer)
+    def _endpoint(self, endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
+        route = "chat/completions" if self.speaks_chat else "completions"
         arguments: dict[str, Any] = {
             "model": endpoint.model,
-            "base_url": f"{endpoint.url.rstrip('/')}/v1/completions",
-            "tokenizer": str(tokenizer.absolute()),
-            "tokenizer_backend": "huggingface",
-            "tokenized_requests": True,
-            "add_bos_token": start_token,
-            "max_length": self._recipe.serve.max_model_len,
+            "base_url": f"{endpoint.url.rstrip('/')}/v1/{route}",
             "num_concurrent": self._concurrency,
             "timeout": _REQUEST_SECONDS,
         }
-        if self._recipe.model.trust_remote_code:
-            arguments["trust_remote_code"] = True
+        tokenizer = self._tokenizer()
+        if tokenizer is None:
+            arguments |= {"tokenizer_backend": "none", "tokenized_requests": False}
+            return "local-chat-completions" if self.speaks_chat else "local-completions", arguments
+        # As with a checkpoint: the tokenizer adds its start token, but not to a chat template's text, which has it.
+        start_token = not self._settings.apply_chat_template and adds_start_token(Path(tokenizer))
+        arguments |= {"tokenizer_backend": "huggingface", "tokenizer": tokenizer, "tokenized_requests": True}
+        arguments["add_bos_token"] = start_token
+        if self._model.max_model_len is not None:
+            arguments["max_length"] = self._model.max_model_len
         return "local-completions", arguments
 
-    def _model_path(self, which: Which) -> Path:
-        if which == "base":
-            return locate(self._recipe.model, self._recipe.output_dir)
-        return self._run_dir.absolute(self._run_dir.load(Weights).path)
-
-    def _tokenizer(self, which: Which) -> Path:
-        """Return a directory whose tokenizer has the chat template of training: the model's own where it has it."""
-        model = self._model_path(which)
-        wanted = expand(self._recipe.data.chat_template)
+    def _tokenizer(self) -> str | None:
+        """Return the tokenizer whose chat template is that of training: a directory, or a name on the Hub."""
+        model = self._model.path
+        if model is None:
+            return expand(self._settings.tokenizer) if self._settings.tokenizer else None
+        wanted = expand(self._model.chat_template)
         if wanted == "model" or not self._settings.apply_chat_template:
-            return model
-        target = self._run_dir.harness(which, "tokenizer")
+            return str(model.absolute())
+        target = self._run_dir.harness(self._which, "tokenizer")
         with files.writing_directory(target) as directory:
             for file in sorted(model.iterdir()):
                 if file.is_file() and file.suffix in _TOKENIZER_FILES and ".safetensors." not in file.name:
@@ -215,7 +250,7 @@ class Orders:
             # transformers reads this file before any other place for a template.
             template = template_for(load_tokenizer(model), wanted).text
             (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-        return target
+        return str(target.absolute())
 
 
 def adds_start_token(directory: Path) -> bool:
