@@ -85,6 +85,7 @@ def evaluate(tasks: str, settings: list[str], tuned: Subject, base: Subject | No
         run_dir = _directory(recipe, identity)
         stack.enter_context(run_dir.locked())
         state = _begin(run_dir, loaded, identity)
+        state["lineage"]["evaluated"] = {which: _told(subject) for which, subject in subjects.items()}
         say(f"evaluation  {run_dir.path}")
         models: dict[Which, Model] = {}
         for which, subject in subjects.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -56,12 +57,18 @@ class Case:
                 time.sleep(0.05)
         raise AssertionError("the server did not start")
 
-    def evaluate(self, *more: str) -> subprocess.CompletedProcess[str]:
+    def start(self) -> subprocess.Popen[str]:
         url = f"http://127.0.0.1:{self.port}/v1"
-        words = ["evaluate", str(self.here / "tasks.yaml"), "--endpoint", url, "--model", "model", "--json", *more]
+        words = ["evaluate", str(self.here / "tasks.yaml"), "--endpoint", url, "--model", "model", "--json"]
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
         command = [sys.executable, "-m", "tunesmith", *words, "--output-dir", str(self.here / "outputs")]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def evaluate(self) -> subprocess.CompletedProcess[str]:
+        process = self.start()
+        output, errors = process.communicate(timeout=180)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def run(self) -> dict[str, Any]:
         """Evaluate while the server goes bad, and again when it is well; return what both left."""
@@ -124,3 +131,35 @@ def test_an_endpoint_that_goes_bad_in_the_middle(behaviour: str, cases: dict[str
 def test_nobody_there(tmp_path: Path) -> None:
     done = Case("none", tmp_path / "nobody").evaluate()
     assert done.returncode == 5 and "nobody answers there" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_keeps_every_answer(tmp_path: Path) -> None:
+    """SIGINT while requests hang: exit 75 with what to do, and the same command asks only the missing."""
+    case = Case("hang", tmp_path / "interrupted")
+    tasks = json.loads((case.here / "tasks.yaml").read_text())
+    tasks["evaluate"]["request_timeout_seconds"] = 60.0
+    (case.here / "tasks.yaml").write_text(json.dumps(tasks))
+    server = case.serve("hang", "asked.txt")
+    try:
+        process = case.start()
+        answers = case.here / "outputs/runs/latest/evaluate/answers.tuned.jsonl"
+        deadline = time.monotonic() + 60
+        while not (answers.exists() and answers.read_bytes().count(b"\n") == NUM_GOOD):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.wait()
+    assert process.returncode == 75 and "Traceback" not in errors, errors
+    state = json.loads((case.here / "outputs/runs/latest/run.json").read_text())
+    assert state["state"] == "interrupted"
+    server = case.serve("none", "asked again.txt")
+    try:
+        done = case.evaluate()
+    finally:
+        server.kill()
+        server.wait()
+    assert done.returncode == 0, done.stderr
+    assert len(case.asked("asked again.txt")) == NUM_ROWS - NUM_GOOD

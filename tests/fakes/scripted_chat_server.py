@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -59,10 +60,12 @@ class _Server(ThreadingHTTPServer):
 class ScriptedChatServer:
     """`script(request, number)` decides each reply; `requests` holds every request in order of arrival.
 
-    With `models`, it lists them; without, it has no list.
+    With `models`, it lists them, after `models_wait`; without, it has no list.
     """
 
-    def __init__(self, script: Script, models: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, script: Script, models: tuple[str, ...] | None = None, models_wait: threading.Event | None = None
+    ) -> None:
         self.requests: list[Request] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -77,8 +80,11 @@ class ScriptedChatServer:
                 owner._answer(self)
 
             def do_GET(self) -> None:
+                if models_wait:
+                    models_wait.wait(30)
                 listed = {"data": [{"id": model} for model in models or ()]}
-                owner._send(self, Reply(listed) if models else Reply(b"not found", 404))
+                with contextlib.suppress(OSError):
+                    owner._send(self, Reply(listed) if models else Reply(b"not found", 404))
 
             def log_message(self, *arguments: Any) -> None:
                 pass

@@ -23,7 +23,7 @@ import httpx
 
 from tunesmith.artifacts import Endpoint
 from tunesmith.evaluate.wire import Completion, Malformed, chat_messages, read_completion
-from tunesmith.recipe.environment import expand
+from tunesmith.recipe.environment import expand, redact
 from tunesmith.rows.conversation import Message
 
 
@@ -82,6 +82,9 @@ _NOT_THE_REQUESTS_FAULT = ("http_408", "http_409", "http_425", "http_429", *_REF
 # An endpoint that neither connects nor answers in time is gone after so many requests in a row; one that answers every
 # request with an error gets more, because a server that is starting or overloaded does the same for a while.
 _SILENT_IN_A_ROW, _FAILED_IN_A_ROW = 8, 24
+# One that has answered before and then hangs is gone long before the time limit of a request: when nothing has come
+# back for a while (`Patience.silence_seconds`, and so many times its slowest answer), and it gives no sign of life.
+_SILENCE_IN_SLOWEST_ANSWERS, _NUM_SIGNS_ASKED_FOR = 5.0, 3
 # No answer of so many tokens is longer: an endpoint that sends more does not keep to `max_tokens`.
 _BODY_BYTES, _BODY_BYTES_PER_TOKEN = 1 << 16, 256
 
@@ -98,6 +101,8 @@ class Patience:
         0.5  # doubled after every try, with a random share so that workers do not march in step
     )
     longest_pause_seconds: float = 30.0  # also where the server's Retry-After asks for more
+    silence_seconds: float = 60.0  # without any answer, before an endpoint that answered before is asked for a sign
+    sign_seconds: float = 10.0  # for each of three signs of life
 
     @classmethod
     def with_limit(cls, seconds: float) -> Self:
@@ -119,11 +124,16 @@ class Client:
         self._endpoint, self._concurrency, self._seed, self._patience = endpoint, concurrency, seed, patience
         self._failed_in_a_row: Counter[str] = Counter()
         self._last_failure = Answer()
+        self._under_way: set[asyncio.Timeout] = set()
+        self._slowest_seconds = 0.0
+        self._last_heard = 0.0  # when the last answer came; 0 before the first
+        self._hangs = False
         # What a person sees may not depend on chance; when a request is sent again may.
         self._jitter = random.Random()
 
     async def __aenter__(self) -> Self:
-        limits = httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
+        most = self._concurrency + 1  # one for signs of life
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
         timeout = httpx.Timeout(self._patience.timeout_seconds, connect=self._patience.connect_timeout_seconds)
         key = expand(self._endpoint.api_key)
         self._http = httpx.AsyncClient(
@@ -133,16 +143,21 @@ class Client:
             # Proxies of the environment are for the world outside, not for a server on this machine.
             trust_env=not is_loopback(self._endpoint.url),
         )
+        self._watch = asyncio.create_task(self._watch_for_silence())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
         await self._http.aclose()
 
     @property
     def gone(self) -> str:
         """Why the endpoint counts as gone; empty while it does not."""
+        if self._hangs:
+            return "it hangs: no answer any more, and no sign of life"
         failed = self._failed_in_a_row
         silent = failed["connection"] + failed["timeout"]
         refused = sum(failed[kind] for kind in _REFUSALS)
@@ -164,25 +179,51 @@ class Client:
             if not answer.is_worth_another_try or attempt >= most:
                 break
             await asyncio.sleep(self._pause_seconds(attempt, retry_after_seconds))
-        self._count(answer)
-        return replace(answer, latency_seconds=round(time.monotonic() - started, 4))
+        latency = time.monotonic() - started
+        self._count(answer, latency)
+        return replace(answer, latency_seconds=round(latency, 4))
 
     def _pause_seconds(self, attempt: int, retry_after_seconds: float) -> float:
         pause: float = self._patience.first_pause_seconds * 2 ** (attempt - 1) * self._jitter.uniform(1.0, 1.5)
         return min(max(pause, retry_after_seconds), self._patience.longest_pause_seconds)
 
-    def _count(self, answer: Answer) -> None:
+    def _count(self, answer: Answer, latency_seconds: float) -> None:
         if answer.may_succeed_later:
             self._failed_in_a_row[answer.error] += 1
             self._last_failure = answer
         else:
             self._failed_in_a_row.clear()  # it answers, if only that the request will not do
+            self._last_heard = time.monotonic()
+            self._slowest_seconds = max(self._slowest_seconds, latency_seconds)
+
+    async def _watch_for_silence(self) -> None:
+        """End all requests under way when an endpoint that answered before hangs."""
+        while not self._hangs:
+            await asyncio.sleep(self._patience.silence_seconds / 10)
+            longest = max(self._patience.silence_seconds, _SILENCE_IN_SLOWEST_ANSWERS * self._slowest_seconds)
+            silent_seconds = time.monotonic() - self._last_heard
+            if self._under_way and self._last_heard and silent_seconds > longest:
+                heard = self._last_heard
+                signs = [await self._gives_a_sign() for _ in range(_NUM_SIGNS_ASKED_FOR)]
+                self._hangs = not any(signs) and heard == self._last_heard
+        for limit in self._under_way:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _gives_a_sign(self) -> bool:
+        """Return whether the endpoint says anything at all when asked for its models."""
+        try:
+            async with asyncio.timeout(self._patience.sign_seconds):
+                await self._http.get(f"{self._endpoint.url.rstrip('/')}/v1/models")
+        except (TimeoutError, httpx.HTTPError, OSError):
+            return False
+        return True
 
     async def _ask_once(self, request: Request) -> tuple[Answer, float]:
         """Send one request. The time limit covers all of it: a body that drips for ever ends, too."""
-        patience = self._patience
+        patience, limit = self._patience, asyncio.timeout(self._patience.timeout_seconds)
+        self._under_way.add(limit)
         try:
-            async with asyncio.timeout(patience.timeout_seconds):
+            async with limit:
                 return await self._exchange(request)
         except httpx.ConnectTimeout:
             return Answer(error="connection", detail="no connection in time"), 0.0
@@ -190,11 +231,14 @@ class Client:
             detail = f"the answer stopped arriving for {patience.stall_seconds:g} s"
             return Answer(error="timeout", detail=detail), 0.0
         except (TimeoutError, httpx.TimeoutException):
-            return Answer(error="timeout", detail=f"no answer within {patience.timeout_seconds:g} s"), 0.0
+            detail = "the endpoint hangs" if self._hangs else f"no answer within {patience.timeout_seconds:g} s"
+            return Answer(error="timeout", detail=detail), 0.0
         except httpx.DecodingError as error:
             return Answer(error="malformed", detail=f"the body cannot be decoded: {error}"), 0.0
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return Answer(error="connection", detail=f"{type(error).__name__}: {error}".rstrip(": ")), 0.0
+        finally:
+            self._under_way.discard(limit)
 
     async def _exchange(self, request: Request) -> tuple[Answer, float]:
         path = "chat/completions" if request.prompt is None else "completions"
@@ -275,4 +319,4 @@ def _error_message(body: bytes) -> str:
         text = str(document.get("error", {}).get("message") or document.get("message") or text)
     except (ValueError, AttributeError, RecursionError):
         pass
-    return " ".join(text.split())[:300]
+    return redact(" ".join(text.split()))[:300]  # a server may repeat the key it was sent

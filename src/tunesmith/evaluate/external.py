@@ -54,12 +54,14 @@ class External:
         """
         url = root_url(expand(self._url))
         deadline = time.monotonic() + (self._wait_seconds if self._was_there else 0.0)
-        if self._was_there:
-            say(f"looking for {url} again, for up to {self._wait_seconds:g} s")
+        told = False
         while True:
             served, problem = _served(url, expand(self._api_key))
             if not problem:
                 break
+            if self._was_there and not told:
+                say(f"waiting for {url} to come back, for up to {self._wait_seconds:g} s")
+                told = True
             if time.monotonic() >= deadline:
                 do = "start the server, or correct the address"
                 raise EvaluateError(f"nobody answers there: {problem}", where=url, do=do)

@@ -5,6 +5,8 @@ come back are compared with the turn's (`calls.py` says how). A row that offers 
 too, for its last assistant turn: there it is right to call nothing.
 
 * `accuracy`: share of all items that are right.
+* `bfcl_accuracy`: the same by the rules of BFCL's checker (`calls_by_bfcl.py`), which is more lenient with strings and
+  numbers. Rows that contradict their own declarations, so that the checker refuses the expected calls, are left out.
 * `call_accuracy`: of the items with an expected call, those whose calls are exactly the expected ones. A model that
   never calls anything scores 0 here, while `accuracy` credits it with the items where no tool fits.
 * `name_accuracy`: of the items with an expected call, those whose functions are the expected ones.
@@ -21,6 +23,7 @@ from typing import Any
 
 from tunesmith.errors import DataError
 from tunesmith.evaluate.calls import Call, Unparsable, compare, parse_arguments
+from tunesmith.evaluate.calls_by_bfcl import Reference
 from tunesmith.evaluate.client import Answer
 from tunesmith.evaluate.task import Item, Judgement, Metric, Transcript, mean_statistics
 from tunesmith.recipe.environment import expand
@@ -39,6 +42,7 @@ class FunctionCalls:
     name = "function_calls"
     metrics: tuple[Metric, ...] = (
         Metric("accuracy", is_binary=True),
+        Metric("bfcl_accuracy", is_binary=True),
         Metric("call_accuracy", is_binary=True),
         Metric("name_accuracy", is_binary=True),
         Metric("argument_accuracy"),
@@ -73,16 +77,19 @@ class FunctionCalls:
     def judge(self, item: Item, said: Transcript) -> Judgement:
         answer = said.answer
         text = _answer_text(answer)
-        if answer.error:
-            judged = _judge(item.reference, [], f"request_failed:{answer.error}")
-            return Judgement(False, judged.statistics, judged.scores, text, judged.error)
-        try:
-            given = _given(answer)
-        except Unparsable:
-            judged = _judge(item.reference, [], "unparsable")
-        else:
-            judged = _judge(item.reference, given, "")
-        return Judgement(judged.correct, judged.statistics, judged.scores, text, judged.error)
+        given, failure = [], f"request_failed:{answer.error}" if answer.error else ""
+        if not failure:
+            try:
+                given = _given(answer)
+            except Unparsable:
+                failure = "unparsable"
+        judged = _judge(item.reference, given, failure)
+        values = dict(judged.scores)
+        if not item.reference:
+            values["bfcl_accuracy"] = values["accuracy"]
+        elif (reference := Reference(item.reference, item.tools)).can_judge:
+            values["bfcl_accuracy"] = float(not failure and reference.verdict(given).valid)
+        return Judgement(judged.correct, mean_statistics(values), values, text, judged.error)
 
 
 def _judge(expected: list[Call], given: list[Call], failure: str) -> Judgement:

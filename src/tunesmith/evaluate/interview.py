@@ -123,14 +123,16 @@ class Interview:
         progress: Progress,
     ) -> None:
         assert self._endpoint is not None
-        waiting = iter(missing)
+        waiting, num_failed = iter(missing), 0
         self._in_flight.clear()
 
         async def work(client: Client) -> None:
+            nonlocal num_failed
             for index in waiting:
                 found[index] = await self._converse(client, items[index], store)
-                num_failed = sum(bool(said.error) for said in found.values()) if found[index].error else 0
-                progress.advance(0 if found[index].error else 1, f"{num_failed} not answered" if num_failed else "")
+                num_failed += bool(found[index].error)
+                note = f"{num_failed} not answered" if num_failed else ""
+                progress.advance(0 if found[index].error else 1, note)
 
         async with Client(
             self._endpoint, concurrency=self._concurrency, seed=self._seed, patience=self._patience

@@ -92,8 +92,8 @@ class Judge:
         except StageError as error:
             # It costs this task only, and all of it: equal answers alone would make a number of their own.
             warn(f"the judge could not be asked: {error.what}")
-            nothing = Transcript((Answer(error="not_asked", detail=error.what),))
-            replies = dict.fromkeys(range(len(pairs)), nothing)
+            nothing = Answer(error="not_asked", detail=error.what)
+            replies = {index: Transcript((nothing,)) for index in range(len(pairs))}
         found: dict[Which, list[Outcome]] = {"base": [], "tuned": []}
         for index, (_, base, tuned) in enumerate(pairs):
             before, after = _outcomes(base, tuned, replies.get(index))

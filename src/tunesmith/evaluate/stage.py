@@ -114,11 +114,13 @@ def _scores(
     outcomes: Mapping[str, Mapping[Which, Sequence[Outcome]]],
 ) -> Scores:
     everyone = [outcome for of_task in outcomes.values() for of_model in of_task.values() for outcome in of_model]
+    # A judge's failure stands in the outcomes of both models, and is one answer.
+    lost = {id(outcome.said.answer) for outcome in everyone if outcome.said.answer.may_succeed_later}
     return Scores(
         tasks={task.name: summarise(task.metrics, outcomes[task.name], recipe.seed) for task in tasks},
         items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks},
         failures={name: {w: failures(found) for w, found in of_task.items()} for name, of_task in outcomes.items()},
-        num_unanswered=sum(outcome.said.answer.may_succeed_later for outcome in everyone),
+        num_unanswered=len(lost),
         protocol=_protocol(recipe, models, tasks, outcomes),
     )
 
@@ -196,11 +198,13 @@ def summary(scores: Scores) -> dict[str, float]:
 
 
 def _served(recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which) -> Model:
+    identity = what_answers_depend_on(recipe, run_dir, which)
     return Model(
         name=f"{which} model",
         endpoint=lambda: serving.endpoint(which),
-        identity=what_answers_depend_on(recipe, run_dir, which),
+        identity=identity,
         answers=run_dir.stage("evaluate") / f"answers.{which}.jsonl",
+        told={"engine": recipe.serve.engine, "fingerprint": files.fingerprint(identity)},
     )
 
 

@@ -19,17 +19,19 @@ from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Bench, Evaluate, Recipe
 from tunesmith.recipe.typed import Misfit
 
-# What these two tasks and the load test count, repeated here so that checking a recipe imports neither numpy nor an
+# What these tasks and the load test count, repeated here so that checking a recipe imports neither numpy nor an
 # HTTP client; a test holds them against the tasks themselves.
 TEXT_METRICS = {"rouge": ("rouge1", "rouge2", "rougeL")}
 FUNCTION_CALL_METRICS = (
     "accuracy",
+    "bfcl_accuracy",
     "call_accuracy",
     "name_accuracy",
     "argument_accuracy",
     "made_a_call",
     "abstention_accuracy",
 )
+JUDGE_METRICS = ("win_rate",)
 LEVEL_NUMBERS = (
     "concurrency",
     "rate",
@@ -120,20 +122,30 @@ def _fields(kind: type[Artifact]) -> tuple[list[str], list[str]]:
 
 
 def _evaluate(evaluate: Evaluate, exact: list[str], groups: list[str]) -> None:
-    known: dict[str, tuple[str, ...]] = {"function_calls": FUNCTION_CALL_METRICS}
-    if evaluate.text:
-        asked = evaluate.text.metrics
-        known["text"] = tuple(name for metric in asked for name in TEXT_METRICS.get(metric, (metric,)))
     exact += ["evaluate.num_unanswered", "evaluate.seconds"]
-    for field in dataclasses.fields(evaluate):
-        if not dataclasses.is_dataclass(getattr(evaluate, field.name)):
-            continue
-        if field.name not in known:
-            groups.append(f"evaluate.{field.name}.")
-            continue
-        metrics = [f"evaluate.{field.name}.{metric}" for metric in known[field.name]]
+    known = _metrics(evaluate)
+    for task, names in known.items():
+        metrics = [f"evaluate.{task}.{metric}" for metric in names]
         exact += metrics
-        groups += [f"{metric}." for metric in metrics] + [f"evaluate.{field.name}.failures."]
+        groups += [f"{metric}." for metric in metrics] + [f"evaluate.{task}.failures."]
+    counted = {task.split(".")[0] for task in known}
+    for field in dataclasses.fields(evaluate):
+        if dataclasses.is_dataclass(getattr(evaluate, field.name)) and field.name not in counted:
+            groups.append(f"evaluate.{field.name}.")
+
+
+def _metrics(evaluate: Evaluate) -> dict[str, tuple[str, ...]]:
+    """Return the metrics of every task of our own that a recipe asks for."""
+    found: dict[str, tuple[str, ...]] = {}
+    if evaluate.text:
+        metrics = tuple(name for metric in evaluate.text.metrics for name in TEXT_METRICS.get(metric, (metric,)))
+        found |= {"text": metrics} if evaluate.text.files else {}
+        found |= {f"text.{name}": metrics for name in evaluate.text.sets}
+    if evaluate.function_calls:
+        found["function_calls"] = FUNCTION_CALL_METRICS
+    if evaluate.judge:
+        found["judge"] = JUDGE_METRICS
+    return found
 
 
 def _bench(bench: Bench, exact: list[str], groups: list[str]) -> None:

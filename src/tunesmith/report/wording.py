@@ -8,6 +8,7 @@ from typing import Any
 
 _METRICS = {
     "accuracy": "Exactly right",
+    "bfcl_accuracy": "Right by BFCL’s rules",
     "call_accuracy": "Call exactly right",
     "name_accuracy": "Right function",
     "argument_accuracy": "Arguments right",
@@ -19,6 +20,7 @@ _METRICS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
+    "win_rate": "Preferred by the judge",
 }
 _TASKS = {
     "text": "Text answers",

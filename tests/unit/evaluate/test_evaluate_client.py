@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -233,3 +234,51 @@ def test_half_a_surrogate_pair_in_a_row_is_asked_all_the_same() -> None:
     with ScriptedChatServer(lambda request, number: completion("ok")) as server:
         (answer,) = ask_all(server, [Request(({"role": "user", "content": "a\ud83d"},), (), 8)])
     assert answer.text == "ok"
+
+
+def test_an_endpoint_that_begins_to_hang_is_gone_long_before_the_time_limit() -> None:
+    patience = Patience(timeout_seconds=600.0, silence_seconds=0.3, sign_seconds=0.1, num_tries=1)
+    hang = threading.Event()
+
+    async def ask(server: ScriptedChatServer) -> tuple[list[Answer], str]:
+        async with Client(server.endpoint(), concurrency=4, seed=0, patience=patience) as client:
+            first = await client.ask(requests(1)[0])
+            return [first, *await asyncio.gather(*(client.ask(request) for request in requests(3)))], client.gone
+
+    def script(request: Received, number: int) -> Reply | dict[str, Any]:
+        if number:
+            hang.wait(30)
+        return completion("ok")
+
+    server = ScriptedChatServer(script, models=("m",), models_wait=hang)
+    with server:
+        begun = time.monotonic()
+        (first, *others), gone = asyncio.run(ask(server))
+        assert time.monotonic() - begun < 20
+        hang.set()
+    assert first.text == "ok" and {(a.error, a.detail) for a in others} == {("timeout", "the endpoint hangs")}
+    assert gone.startswith("it hangs")
+
+
+def test_a_slow_endpoint_that_gives_a_sign_is_waited_for() -> None:
+    patience = Patience(timeout_seconds=600.0, silence_seconds=0.1, sign_seconds=0.2, num_tries=1)
+
+    async def ask(server: ScriptedChatServer) -> list[Answer]:
+        async with Client(server.endpoint(), concurrency=1, seed=0, patience=patience) as client:
+            return [await client.ask(request) for request in requests(2)]
+
+    script = lambda request, number: Reply(completion("ok"), wait_seconds=1.5 * number)  # noqa: E731
+    with ScriptedChatServer(script) as server:
+        assert [answer.text for answer in asyncio.run(ask(server))] == ["ok", "ok"]
+
+
+def test_a_key_that_a_server_repeats_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPEATED_KEY", "key-that-is-repeated")
+
+    async def ask(server: ScriptedChatServer) -> Answer:
+        endpoint = dataclasses.replace(server.endpoint(), api_key="${env:REPEATED_KEY}")
+        async with Client(endpoint, concurrency=1, seed=0, patience=QUICK) as client:
+            return await client.ask(requests(1)[0])
+
+    with ScriptedChatServer(lambda r, n: Reply(b"wrong key: key-that-is-repeated", 401)) as server:
+        assert asyncio.run(ask(server)).detail == "wrong key: ${env:REPEATED_KEY}"

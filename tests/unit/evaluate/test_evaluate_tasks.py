@@ -206,4 +206,4 @@ def test_calling_nothing_can_be_right(tmp_path: Path, answer: Answer, error: str
     (item,) = task.items()
     judged = task.judge(item, Transcript((answer,)))
     assert (judged.correct, judged.error) == (error == "", error)
-    assert set(judged.statistics) == {"accuracy", "abstention_accuracy"}
+    assert set(judged.statistics) == {"accuracy", "bfcl_accuracy", "abstention_accuracy"}

@@ -16,7 +16,7 @@ from tunesmith.cli.app import main
 from tunesmith.evaluate.stage import tasks_of
 from tunesmith.gate.names import foreseen, unknown_numbers
 from tunesmith.gate.numbers import numbers
-from tunesmith.recipe.schema import Bench, Data, Evaluate, FunctionCallTask, Model, Recipe, TextTask, section
+from tunesmith.recipe.schema import Bench, Data, Evaluate, FunctionCallTask, JudgeTask, Model, Recipe, TextTask, section
 
 RECIPE = Recipe(
     "r",
@@ -67,13 +67,25 @@ def test_known_names(rule: str) -> None:
     assert not list(unknown_numbers(dataclasses.replace(RECIPE, gate=(rule,))))
 
 
-def test_tasks_count_what_is_foreseen() -> None:
-    assert RECIPE.evaluate
-    names = [f"evaluate.{task.name}.{metric.name}" for task in tasks_of(RECIPE.evaluate) for metric in task.metrics]
-    known = foreseen(RECIPE)
+SETS_AND_JUDGE = Evaluate(
+    text=TextTask((), sets={"dev": ("d.jsonl",), "hard": ("h.jsonl",)}),
+    judge=JudgeTask(("rows.jsonl",), "http://judge", "judge"),
+)
+
+
+@pytest.mark.parametrize("evaluate", [RECIPE.evaluate, SETS_AND_JUDGE], ids=["rows", "sets and judge"])
+def test_tasks_count_what_is_foreseen(evaluate: Evaluate) -> None:
+    names = [f"evaluate.{task.name}.{metric.name}" for task in tasks_of(evaluate) for metric in task.metrics]
+    known = foreseen(dataclasses.replace(RECIPE, evaluate=evaluate))
     assert [name for name in names if name not in known.exact] == []
-    wrong = [n for n in known.exact if n.startswith(("evaluate.text.", "evaluate.function_calls.")) and n not in names]
-    assert wrong == []
+    of_tasks = [name for name in known.exact if name.startswith("evaluate.") and name.count(".") > 1]
+    assert [name for name in of_tasks if name not in names] == []
+
+
+def test_a_text_task_of_sets_only_has_no_number_of_its_own() -> None:
+    recipe = dataclasses.replace(RECIPE, evaluate=SETS_AND_JUDGE, gate=("evaluate.text.exact_match > 0",))
+    (misfit,) = unknown_numbers(recipe)
+    assert "evaluate.text.dev.exact_match" in misfit.do
 
 
 def test_load_test_counts_what_is_foreseen() -> None:
