@@ -50,6 +50,7 @@ def calls(budget: Budget | None = None) -> Calls:
         ("'text'", "text"),
         ("fail()", "Error during execution: no"),
         ("nosuch(1)", "Error during execution: name 'nosuch' is not defined"),
+        ("nosuch.say(1)", "Error during execution: name 'nosuch' is not defined"),
         ("say(nosuch)", "Error during execution: name 'nosuch' is not defined"),
         ("say(x=1, x=2)", "Error during execution: keyword argument repeated: x"),
         ("say(", "Error during execution: '(' was never closed (<string>, line 1)"),

@@ -138,11 +138,12 @@ class Calls:
 
     def _method(self, node: ast.expr) -> Method:
         """Return the method that is called: a name in the table, with the owner this object has put before it."""
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if self._owners.get(node.attr) == node.value.id:
-                return self._methods[node.attr]
-            raise NameError(f"name '{node.value.id}' is not defined")
-        if isinstance(node, ast.Name):
+        is_dotted = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if is_dotted and self._owners.get(node.attr) == node.value.id:
+            return self._methods[node.attr]
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        if isinstance(node, ast.Name) and node.id not in self._owners.values():
             raise NameError(f"name '{node.id}' is not defined")
         raise NotAllowed("only a function can be called")
 
