@@ -22,6 +22,9 @@ Verdicts and names of errors are the official checker's. What a response is, by 
   fc-openai-tools     tool calls of /v1/chat/completions, or [{"name": "{\\"a\\": 1}"}]; dots of names are underscores
   fc-native-template  the model's text, calls as its own chat template writes them: <tool_call>…</tool_call>, …
 
+Multi-turn categories: a list of turns, each a list of such replies (lists of call strings will do), as in official
+result files; the calls are carried out in simulations, never evaluated.
+
 Answers may be few: accuracy is over those that are there, and what is missing is told."""
 
 

@@ -5,6 +5,7 @@
     prompts      what a model is asked, per protocol
     decoding     from what it wrote to calls; nothing is ever evaluated
     checking     the verdict: `valid`, `error_type`, in the official checker's words
+    multi_turn/  conversations of several turns that act on simulated programs
 
 Source of every rule: ShishirPatil/gorilla at 6ea5797, folder `berkeley-function-call-leaderboard` (Apache-2.0).
 """

@@ -52,4 +52,4 @@ def _fetched(name: str) -> Path:
     from tunesmith.store.hub import dataset_snapshot
 
     repo_id, _, revision = name.partition("@")
-    return dataset_snapshot(repo_id, revision=revision or None, patterns=["*BFCL_v*.json"])
+    return dataset_snapshot(repo_id, revision=revision or None, patterns=["*BFCL_v*.json", "multi_turn_func_doc/*"])

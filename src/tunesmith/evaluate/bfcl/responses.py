@@ -14,6 +14,7 @@ from tunesmith.evaluate.bfcl import format_sensitivity
 from tunesmith.evaluate.bfcl.categories import Category
 from tunesmith.evaluate.bfcl.dataset import Dataset, Entry, load
 from tunesmith.evaluate.bfcl.decoding import Protocol
+from tunesmith.evaluate.bfcl.multi_turn import scoring as multi_turn
 from tunesmith.evaluate.bfcl.scoring import judge
 from tunesmith.evaluate.bfcl.verdicts import Verdict
 from tunesmith.store import files
@@ -78,16 +79,20 @@ def score(category: Category, directory: Path, responses: Path, out: Path, proto
             raise UsageError("format sensitivity is about prompts", do="leave --protocol out")
         known: dict[str, Entry] = format_sensitivity.load_entries(directory)
         version = format_sensitivity.version(directory)
-    elif category.scorer in ("calls", "irrelevance", "relevance"):
+    elif category.scorer in ("calls", "irrelevance", "relevance", "multi_turn"):
         dataset = load(category, directory)
         known, version = entries_by_id(dataset), dataset.version
     else:
-        raise UsageError(f"{category.name} is not scored from one answer per item", do="choose a single-turn category")
+        do = "choose a single-turn or multi-turn category"
+        raise UsageError(f"{category.name} is not scored from answers alone", do=do)
+    reading = multi_turn.reading_of(category, directory)
     verdicts: dict[str, Verdict] = {}
     lines = []
     for identifier, response in read(responses, known):
         if category.scorer == "format_sensitivity":
             verdict = format_sensitivity.judge(identifier, known[identifier], response)
+        elif category.scorer == "multi_turn":
+            verdict = multi_turn.judge(known[identifier], response, protocol, reading.text)
         else:
             verdict = judge(category, known[identifier], response, protocol)
         verdicts[identifier] = verdict
@@ -96,7 +101,7 @@ def score(category: Category, directory: Path, responses: Path, out: Path, proto
     num_correct = sum(verdict.valid for verdict in verdicts.values())
     mistakes = Counter(verdict.error_type for verdict in verdicts.values() if not verdict.valid)
     num_items = len({id(entry) for entry in known.values()})
-    extra = format_sensitivity.spread(verdicts) if category.scorer == "format_sensitivity" else {}
+    extra = format_sensitivity.spread(verdicts) if category.scorer == "format_sensitivity" else reading.facts
     return Scored(
         category.name,
         protocol,

@@ -138,9 +138,9 @@ class Calls:
 
     def _method(self, node: ast.expr) -> Method:
         """Return the method that is called: a name in the table, with the owner this object has put before it."""
-        is_dotted = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        if is_dotted and self._owners.get(node.attr) == node.value.id:
-            return self._methods[node.attr]
+        match node:
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if self._owners.get(name) == owner:
+                return self._methods[name]
         while isinstance(node, ast.Attribute):
             node = node.value
         if isinstance(node, ast.Name) and node.id not in self._owners.values():

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.evaluate.bfcl.multi_turn.apis.surroundings import LongContext
 from tunesmith.evaluate.bfcl.multi_turn.long_context import stand_in
 from tunesmith.evaluate.bfcl.multi_turn.world import Scene, World
+from tunesmith.evaluate.bfcl.verdicts import VALID, Verdict
 
 Step = Sequence[str]
 Turn = Sequence[Step]
@@ -25,15 +25,6 @@ Turn = Sequence[Step]
 # Objects of the official checker are named after the model; any name without one of its own in it will do.
 _MODEL, _GROUND_TRUTH = "model_eval", "model_ground_truth_eval"
 _SHOWN_CHARACTERS = 300
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether an answer is right; if not, the official name of the error, and words about it."""
-
-    valid: bool
-    error_type: str = ""
-    error: str = ""
 
 
 def scene_of(item: Mapping[str, Any], long_context: LongContext | None = None) -> Scene:
@@ -82,7 +73,7 @@ def check(
         verdict = _check_turn(number, is_empty(steps), (model, results), (reference, wanted))
         if verdict:
             return verdict
-    return Verdict(True)
+    return VALID
 
 
 def is_empty(steps: Sequence[Sequence[Any]]) -> bool:

@@ -65,7 +65,7 @@ def _tool_calls(reply: Any) -> list[tuple[str, Mapping[str, Any]]]:
     entries = [reply] if isinstance(reply, dict) else reply
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise Undecodable("the reply holds text instead of tool calls")
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for name, arguments in (pair for entry in entries for pair in entry.items()):
         if isinstance(arguments, str):
             if len(arguments) > MOST_CHARACTERS:
