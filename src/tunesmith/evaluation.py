@@ -86,6 +86,7 @@ def evaluate(tasks: str, settings: list[str], tuned: Subject, base: Subject | No
         stack.enter_context(run_dir.locked())
         state = _begin(run_dir, loaded, identity)
         state["lineage"]["evaluated"] = {which: _told(subject) for which, subject in subjects.items()}
+        run_dir.write_run(state)
         say(f"evaluation  {run_dir.path}")
         models: dict[Which, Model] = {}
         for which, subject in subjects.items():

@@ -43,6 +43,15 @@ class Findings:
         """Return the stages' states of run.json."""
         return {name: facts for name, facts in mapping(self.run.get("stages")).items() if isinstance(facts, dict)}
 
+    def evaluated(self) -> dict[str, str]:
+        """Return who was asked where nothing was trained (`tunesmith evaluate`), `tuned` and perhaps `base`."""
+        asked = mapping(mapping(self.run.get("lineage")).get("evaluated"))
+        names = {which: mapping(facts) for which, facts in asked.items()}
+        return {
+            which: " at ".join(str(facts[key]) for key in ("model", "url") if facts.get(key))
+            for which, facts in names.items()
+        }
+
 
 def read(recipe: Recipe, run_dir: RunDir) -> Findings:
     """Read everything but the items of evaluation and the requests of the load test."""

@@ -28,8 +28,10 @@ _LOSSES = (
 _USES = (("validation", "held out"), ("train", "trained on"))
 
 
-def trained(found: Findings) -> Context:
-    """Return what was trained on what, and every decision."""
+def trained(found: Findings) -> Context | None:
+    """Return what was trained on what, and every decision; None where nothing was trained."""
+    if found.evaluated():
+        return None
     decisions = [
         {"key": str(d.get("key")), "value": _written(d.get("value")), "reason": wording.shown(d.get("reason"))}
         for d in found.run.get("decisions") or []

@@ -74,6 +74,11 @@ def _speed(speed: dict[str, Any] | None) -> str:
 
 
 def _trained(found: Findings) -> str:
+    asked = found.evaluated()
+    if asked:
+        return _escaped(
+            f"evaluation of {' beside '.join(asked[which] for which in ('tuned', 'base') if which in asked)}"
+        )
     train, made, data = found.recipe.train, found.checkpoint, found.dataset
     method = train.method if train.method == "full" else f"{train.method} ({adapter_sentence(train.lora)})"
     told = [f"{train.objective} of {found.recipe.model.name_or_path} with {method}"]

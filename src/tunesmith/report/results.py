@@ -23,6 +23,7 @@ def headline(found: Findings) -> Context:
     """Return title, verdict and the number that matters most."""
     return {
         "title": found.recipe.report.title or found.recipe.name,
+        "kicker": "Evaluation report" if found.evaluated() else "Fine-tuning report",
         "status": _status(found),
         "hero": _hero(found.scores),
         "facts": _facts(found),
@@ -58,6 +59,13 @@ def _hero(scores: Scores | None) -> Context | None:
 
 
 def _facts(found: Findings) -> list[tuple[str, str]]:
+    asked = found.evaluated()
+    if asked:
+        return [
+            (name, wording.shown(asked[key]))
+            for key, name in (("tuned", "Evaluated"), ("base", "Beside"))
+            if key in asked
+        ]
     facts: list[tuple[str, str]] = [("Base model", wording.shown(found.recipe.model.name_or_path))]
     if found.checkpoint:
         share = found.checkpoint.num_trainable_parameters / max(1, found.checkpoint.num_parameters)

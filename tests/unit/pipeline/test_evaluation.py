@@ -68,6 +68,9 @@ def test_one_beside_another(here: Path) -> None:
     scores = run_dir.load(Scores)
     found = scores.tasks["text"]["exact_match"]
     assert (found["base"], found["tuned"], found["num_fixed"], found["verdict"]) == (0.25, 1.0, 9, "improved")
+    page = run_dir.report_page.read_text()
+    assert "Evaluation report" in page and "What was trained" not in page and "LoRA" not in page.split("recipe")[0]
+    assert f"good at {server.url}" in page and f"bad at {server.url}" in page
     prompts = scores.protocol["tasks"]["text"]["prompts"]
     assert prompts["base"] == prompts["tuned"] and scores.protocol["seed"] == 42
     (line, *_) = [json.loads(line) for line in run_dir.items("text").read_text().splitlines()]
