@@ -19,7 +19,7 @@ from tunesmith.chosen_model import Choice, choose_model
 from tunesmith.errors import Interrupted, UsageError
 from tunesmith.evaluate import stage
 from tunesmith.evaluate.external import External, root_url
-from tunesmith.evaluate.interview import Model
+from tunesmith.evaluate.interview import Model, shared_answers
 from tunesmith.evaluate.lm_eval.measure import Harness
 from tunesmith.evaluate.lm_eval.work_order import Examinee
 from tunesmith.lineage import command_line, lineage
@@ -60,7 +60,9 @@ class Subject:
         return f"model {self.model}" if self.model else f"model at {root_url(self.url)}"
 
 
-def evaluate(tasks: str, settings: list[str], tuned: Subject, base: Subject | None, output_dir: str) -> RunDir:
+def evaluate(
+    tasks: str, settings: list[str], tuned: Subject, base: Subject | None, output_dir: str, *, new: bool = False
+) -> RunDir:
     """Ask one model, or two on the same items, and leave `Scores` and a page in a run directory.
 
     Args:
@@ -69,6 +71,7 @@ def evaluate(tasks: str, settings: list[str], tuned: Subject, base: Subject | No
         tuned: what is evaluated.
         base: what it is compared with.
         output_dir: where runs are.
+        new: ask everything again, in a new directory, although the same was evaluated before.
 
     Raises:
         TunesmithError: the recipe, a file, a model or an endpoint is not as it has to be.
@@ -82,12 +85,12 @@ def evaluate(tasks: str, settings: list[str], tuned: Subject, base: Subject | No
     choices = {which: _chosen(subject, recipe) for which, subject in subjects.items() if not subject.url}
     with contextlib.ExitStack() as stack:
         identity = files.fingerprint([plain(recipe), _told(tuned), _told(base) if base else None])
-        run_dir = _directory(recipe, identity)
+        run_dir, is_new = _directory(recipe, identity, new)
         stack.enter_context(run_dir.locked())
         state = _begin(run_dir, loaded, identity)
         state["lineage"]["evaluated"] = {which: _told(subject) for which, subject in subjects.items()}
         run_dir.write_run(state)
-        say(f"evaluation  {run_dir.path}")
+        say(f"evaluation  {run_dir.path}  ({'new' if is_new else 'continued; --new asks everything again'})")
         models: dict[Which, Model] = {}
         for which, subject in subjects.items():
             if which in choices:
@@ -174,7 +177,8 @@ def _served(subject: Subject, choice: Choice, which: Which, run_dir: RunDir, sta
     server = _Server(replace(choice, log=run_dir.server_log(which)), which)
     stack.callback(server.stop)
     told = {"model": subject.model, "path": str(model.path), "engine": choice.engine}
-    return Model(subject.sentence_name, server.endpoint, identity, _answers(run_dir, which), told)
+    shared = shared_answers(run_dir.path.parent.parent, identity)
+    return Model(subject.sentence_name, server.endpoint, identity, _answers(run_dir, which), told, shared)
 
 
 def _harness(
@@ -227,13 +231,13 @@ class _Server:
 # ── The directory ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _directory(recipe: Recipe, identity: str) -> RunDir:
-    """Return the evaluation to go on with, or a new one."""
-    for candidate in reversed(runs.list_runs(recipe.output_dir, recipe.name)):
+def _directory(recipe: Recipe, identity: str, new: bool) -> tuple[RunDir, bool]:
+    """Return the evaluation to go on with, or a new one, and whether it is new."""
+    for candidate in reversed([] if new else runs.list_runs(recipe.output_dir, recipe.name)):
         if candidate.read_run().get("identity") == identity:
             runs.point_latest_at(candidate.path)
-            return candidate
-    return runs.create(recipe.output_dir, recipe.name)
+            return candidate, False
+    return runs.create(recipe.output_dir, recipe.name), True
 
 
 def _begin(run_dir: RunDir, loaded: Loaded, identity: str) -> dict[str, Any]:

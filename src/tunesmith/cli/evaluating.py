@@ -25,6 +25,9 @@ def add_arguments_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beside-endpoint", metavar="URL", help="where that one is (default: --endpoint)")
     parser.add_argument("--beside-api-key-env", metavar="NAME", help="environment variable with the key there")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
+    parser.add_argument(
+        "--new", action="store_true", help="ask everything again although the same was evaluated before"
+    )
     parser.add_argument("--output-dir", default="outputs", help="where runs are (default: outputs)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
 
@@ -37,7 +40,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from tunesmith.evaluation import evaluate
 
     tuned, base = _subjects(args)
-    run_dir = evaluate(args.tasks, args.set, tuned, base, args.output_dir)
+    run_dir = evaluate(args.tasks, args.set, tuned, base, args.output_dir, new=args.new)
     scores = run_dir.load(Scores)
     problem: EvaluateError | None = None
     if scores.num_unanswered:

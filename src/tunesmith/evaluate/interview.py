@@ -36,6 +36,7 @@ class Model:
         identity: what, besides the request, decides an answer; part of every key in the store.
         answers: the file answers are kept in.
         told: who that is, for the record: no secret in it.
+        shared: a file that answers of the same model are also kept in, for other runs.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Model:
     identity: Any
     answers: Path
     told: dict[str, str] = field(default_factory=dict)
+    shared: Path | None = None
 
 
 class Interview:
@@ -69,7 +71,7 @@ class Interview:
         """
         found: dict[int, Transcript] = {}
         with (
-            AnswerStore(self._model.answers) as store,
+            AnswerStore(self._model.answers, self._model.shared) as store,
             Progress(self._model.name, len(items), "items") as progress,
         ):
             for index, item in enumerate(items):
@@ -209,6 +211,11 @@ def request_parts(request: Request) -> Iterator[Any]:
     yield from (request.messages, request.tools, request.max_tokens)
     unusual = {"prompt": request.prompt, "stop": request.stop, "temperature": request.temperature}
     yield {name: value for name, value in unusual.items() if value}
+
+
+def shared_answers(output_dir: str | Path, identity: Any) -> Path:
+    """Return the file in which all runs below a directory keep the answers of one model."""
+    return cache_root(output_dir) / "answers" / f"{files.fingerprint(identity)}.jsonl"
 
 
 def what_answers_depend_on(recipe: Recipe, run_dir: RunDir, which: Which) -> dict[str, Any]:

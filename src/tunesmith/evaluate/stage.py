@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.artifacts import Scores, Serving, Weights, Which
 from tunesmith.evaluate.client import Patience
 from tunesmith.evaluate.function_calls import FunctionCalls
-from tunesmith.evaluate.interview import Interview, Model, what_answers_depend_on
+from tunesmith.evaluate.interview import Interview, Model, shared_answers, what_answers_depend_on
 from tunesmith.evaluate.judge import Judge
 from tunesmith.evaluate.lm_eval.measure import Findings, Harness
 from tunesmith.evaluate.lm_eval.work_order import Examinee
@@ -205,6 +205,7 @@ def _served(recipe: Recipe, run_dir: RunDir, serving: Serving, which: Which) -> 
         identity=identity,
         answers=run_dir.stage("evaluate") / f"answers.{which}.jsonl",
         told={"engine": recipe.serve.engine, "fingerprint": files.fingerprint(identity)},
+        shared=shared_answers(recipe.output_dir, identity) if which == "base" else None,
     )
 
 

@@ -51,3 +51,26 @@ def test_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     path.write_bytes(b'\xff\n[]\n{"key": "a"}\n{"key": "a", "answer": {"text": "x", "tool_calls": [], "new": 1}}\n\n')
     with AnswerStore(path) as store:
         assert store.get("a") is None
+
+
+def test_runs_share_the_answers_of_one_model(tmp_path: Path) -> None:
+    shared = tmp_path / "cache" / "base.jsonl"
+    with AnswerStore(tmp_path / "one.jsonl", shared) as store:
+        store.put("a", Answer("one", num_completion_tokens=3))
+    with AnswerStore(tmp_path / "two.jsonl", shared) as store:
+        store.put("b", WITH_CALL)
+        found = store.get("a")
+        assert found == Answer("one") and found is not None and found.num_completion_tokens == 3
+    with AnswerStore(tmp_path / "two.jsonl") as store:  # copied: a run is complete in itself
+        assert store.get("a") == Answer("one") and store.get("b") == WITH_CALL
+    assert len(shared.read_bytes().splitlines()) == 2
+
+
+def test_two_processes_may_write_to_the_shared_file(tmp_path: Path) -> None:
+    shared = tmp_path / "base.jsonl"
+    with AnswerStore(tmp_path / "one.jsonl", shared) as one, AnswerStore(tmp_path / "two.jsonl", shared) as two:
+        for number in range(50):
+            one.put(f"1-{number}", Answer("x" * 20_000))
+            two.put(f"2-{number}", Answer("y" * 20_000))
+    with AnswerStore(tmp_path / "three.jsonl", shared) as store:
+        assert all(store.get(f"{which}-{number}") for which in (1, 2) for number in range(50))

@@ -32,7 +32,8 @@ run_dir = RunDir(here / "run")
 run_dir.write_run({"lineage": {"model": {"weights": "w", "rest": "r"}}})
 run_dir.save(Weights("merge/model", "base", {"model.safetensors": "abc"}, 3))
 task = TextTask((str(here / "rows.jsonl"),), ("exact_match",))
-recipe = Recipe("r", Model("base"), Data(()), evaluate=Evaluate(text=task, concurrency=4))
+evaluate = Evaluate(text=task, concurrency=4)
+recipe = Recipe("r", Model("base"), Data(()), output_dir=str(here / "outputs"), evaluate=evaluate)
 print(json.dumps(stage.run(recipe, run_dir, Serving()).to_json()))
 """
 NUM_ROWS = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def recipe(tmp_path: Path) -> Recipe:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"say {i}", "completion": f"{i}"}) + "\n" for i in range(NUM_ROWS)))
     task = TextTask((str(rows),), ("exact_match", "jaccard"), None, 16)
-    return Recipe("r", Model("base"), Data(()), evaluate=Evaluate(text=task, concurrency=3))
+    evaluate = Evaluate(text=task, concurrency=3)
+    return Recipe("r", Model("base"), Data(()), output_dir=str(tmp_path / "outputs"), evaluate=evaluate)
 
 
 def tuned_knows(request: Request, number: int) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def test_base_beside_tuned(recipe: Recipe, run_dir: RunDir) -> None:
 
 def test_without_the_base_model(recipe: Recipe, run_dir: RunDir) -> None:
     evaluate = Evaluate(base_model=False, text=recipe.evaluate.text if recipe.evaluate else None)
-    recipe = Recipe("r", Model("base"), Data(()), evaluate=evaluate)
+    recipe = dataclasses.replace(recipe, evaluate=evaluate)
     with serving(tuned_knows) as served:
         scores = stage.run(recipe, run_dir, served, patience=QUICK)
         assert served.asked_for == ["tuned"]
@@ -113,7 +115,19 @@ def test_answered_items_are_not_asked_again(recipe: Recipe, run_dir: RunDir) -> 
     assert second.tasks == first.tasks
 
 
-def test_a_killed_evaluation_asks_only_what_is_missing(recipe: Recipe, run_dir: RunDir) -> None:
+def test_another_run_need_not_ask_the_same_base_model(recipe: Recipe, run_dir: RunDir, tmp_path: Path) -> None:
+    other = RunDir(tmp_path / "other")
+    other.write_run({"lineage": {"model": {"weights": "w1", "rest": "r1"}}})
+    other.save(Weights("merge/model", "base", {"model.safetensors": "def"}, 3))
+    with serving(tuned_knows) as served:
+        first = stage.run(recipe, run_dir, served, patience=QUICK)
+        second = stage.run(recipe, other, served, patience=QUICK)
+        assert [request["model"] for request in served.server.requests].count("base") == NUM_ROWS
+        assert served.asked_for == ["base", "tuned", "tuned"]
+    assert second.tasks == first.tasks
+
+
+def test_a_killed_evaluation_asks_only_what_is_missing(recipe: Recipe, run_dir: RunDir, tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 
@@ -125,6 +139,7 @@ def test_a_killed_evaluation_asks_only_what_is_missing(recipe: Recipe, run_dir: 
 
     with ScriptedChatServer(tuned_knows) as server, pytest.raises(Killed):
         stage.run(recipe, run_dir, Dying(server), patience=QUICK)
+    shutil.rmtree(tmp_path / "outputs")  # where runs share answers
     kept = run_dir.stage("evaluate") / "answers.base.jsonl"
     lines = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(lines[:5]) + lines[5][:20])  # five answers, and half of a sixth
@@ -248,7 +263,7 @@ def test_both_tasks_share_one_server_start(recipe: Recipe, run_dir: RunDir, tmp_
     (tmp_path / "calls.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(quiet) + "\n")
     assert recipe.evaluate
     task = FunctionCallTask((str(tmp_path / "calls.jsonl"),))
-    recipe = Recipe("r", Model("base"), Data(()), evaluate=Evaluate(text=recipe.evaluate.text, function_calls=task))
+    recipe = dataclasses.replace(recipe, evaluate=Evaluate(text=recipe.evaluate.text, function_calls=task))
 
     def script(request: Request, number: int) -> dict[str, Any]:
         if request["messages"][0]["content"] == "call 1" and request["model"] == "tuned":

@@ -49,6 +49,8 @@ def test_one_endpoint(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert len(server.requests) == NUM_ROWS
         assert evaluate(server, "--model", "good").path == run_dir.path
         assert len(server.requests) == NUM_ROWS  # known by now
+        again = evaluate(server, "--model", "good", "--new")
+        assert again.path != run_dir.path and len(server.requests) == 2 * NUM_ROWS
         other = evaluate(server, "--model", "bad", "--set", "evaluate.text.limit=6")
     assert run_dir.path.name.endswith("-good") and other.path != run_dir.path
     scores = run_dir.load(Scores)
