@@ -62,6 +62,7 @@ CASES: dict[str, tuple[int | None, str, str]] = {
     "bench_rate_twice": (7, "`bench.rates` names a level twice", "remove"),
     "bench_no_level": (6, "neither `bench.rates` nor a `bench.trace`", "[16, 32]"),
     "bench_length": (6, "'256+' is no length", "256-1024"),
+    "bench_extra_body": (6, "`bench.extra_body` is not a JSON object", "chat_template_kwargs"),
     "bench_two_sources": (7, "`bench.prompts` and `bench.prompt_tokens` are both given", "keep one"),
     "gate_not_a_rule": (6, "expected `PATH < NUMBER`", "docs/recipe.md"),
     "gate_without_section": (6, "has no such section", "add `bench:`"),

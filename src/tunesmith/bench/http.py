@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import ssl
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import urlsplit
@@ -95,18 +94,6 @@ class RawAnswer:
 
     def body(self) -> bytes:
         return self.framing.body()
-
-    def pieces(self) -> Iterator[tuple[float, bytes]]:
-        """Yield the body in stretches that arrived together, each with its moment."""
-        raw, times, ends = self.framing.raw, self.times, self.ends
-        index = 0
-        for begin, end in self.framing.spans:
-            while ends[index] < end:
-                if begin < ends[index]:
-                    yield times[index], bytes(raw[begin : ends[index]])
-                    begin = ends[index]
-                index += 1
-            yield times[index], bytes(raw[begin:end])
 
 
 class Connection:

@@ -9,6 +9,7 @@ alike.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,12 +89,13 @@ async def _counted(target: Target, asking: Asking, probes: Sequence[Prompt]) -> 
     address = Address.of(target.url)
     head = address.head("POST", asking.path, target.headers())
     connection = Connection(address)
+    short = dataclasses.replace(asking, max_tokens=1)
     counts: list[int | None] = []
     for prompt in probes:
         answer = RawAnswer()
         try:
             async with asyncio.timeout(target.timeout_seconds):
-                await connection.post(request(head, asking.request(prompt, num_output_tokens=1).body), answer)
+                await connection.post(request(head, short.request(prompt).body), answer)
         except TimeoutError:
             answer.problem, answer.detail = "timeout", f"no answer within {target.timeout_seconds:g} s"
         timing, output = read_answer("probe", answer, 0.0)

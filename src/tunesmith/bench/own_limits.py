@@ -142,6 +142,8 @@ def _per_cpu_second(url: str, *, num_requests: int, num_tokens: int) -> float:
     before = time.process_time()
     result: LevelRun = run_level(target, asked, concurrency=16)
     seconds = time.process_time() - before
+    if result.ended_by == "signal":
+        raise KeyboardInterrupt
     failed = next((timing for timing in result.timings if timing.failure), None)
     if failed is not None or len(result.timings) < num_requests:
         told = f"{failed.failure}: {failed.detail}" if failed else "stopped"

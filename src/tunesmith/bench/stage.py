@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -138,7 +139,8 @@ def token_counter(model: Path) -> CountTokens:
 
 
 def _levels(bench: Bench, target: Target, prompts: Sequence[Prompt], *, seed: int) -> list[Level]:
-    asking = Asking(target.model, bench.max_tokens, bench.api)
+    extra = json.loads(bench.extra_body) if bench.extra_body else {}
+    asking = Asking(target.model, bench.max_tokens, bench.api, extra)
     trace = read_trace(Path(bench.trace), limit=bench.num_requests) if bench.trace else []
     words = made_up.Measure()
     if bench.prompt_tokens is not None or any(not recorded.messages for recorded in trace):

@@ -138,6 +138,11 @@ def _answered(name: str, raw: RawAnswer, begin: float, output: Output) -> Timing
     )
 
 
+def _is_plain(inner: bytes) -> bool:
+    """Return whether the inside of a JSON string stands for itself."""
+    return b'"' not in inner and b"\\" not in inner
+
+
 class _EventReader:
     """Reads the events of one answer.
 
@@ -152,31 +157,44 @@ class _EventReader:
 
     def read(self, raw: RawAnswer) -> bool:
         """Read everything; return whether the last event is whole."""
-        rest = b""
+        data, arrived, ends = bytes(raw.framing.raw), raw.times, raw.ends
         times, text = self._output.times, self._output.text
-        for when, piece in raw.pieces():
-            if rest:
-                piece = rest + piece
-            if b"\r" in piece:
-                cut = len(piece) - piece.endswith(b"\r")
-                piece, rest_of_line = piece[:cut].replace(b"\r\n", b"\n"), piece[cut:]
-            else:
-                rest_of_line = b""
-            blocks = piece.split(b"\n\n")
-            rest = blocks.pop() + rest_of_line
-            before, after = self._before, self._after
-            skip, end = len(before), -len(after)
-            for block in blocks:
-                if block.startswith(before) and block.endswith(after):
-                    inner = block[skip:end]
-                    if inner and b'"' not in inner and b"\\" not in inner:
-                        times.append(when)
-                        text.append(inner)
-                        continue
-                self._decode(when, block)
-                before, after = self._before, self._after
-                skip, end = len(before), -len(after)
+        index, rest = 0, b""
+        for begin, end in raw.framing.spans:
+            if begin == end:
+                continue
+            while ends[index] <= begin:
+                index += 1
+            # Most servers send an event in a chunk of its own: nothing has to be cut out for it.
+            if not rest and end <= ends[index] and data.startswith(self._before, begin):
+                inner = data[begin + len(self._before) : end - len(self._after) - 2]
+                if inner and data.endswith(self._after + b"\n\n", begin, end) and _is_plain(inner):
+                    times.append(arrived[index])
+                    text.append(inner)
+                    continue
+            while ends[index] < end:
+                rest = self._read_piece(arrived[index], rest + data[begin : ends[index]])
+                begin, index = ends[index], index + 1
+            rest = self._read_piece(arrived[index], rest + data[begin:end])
         return self._read_rest(raw, rest)
+
+    def _read_piece(self, when: float, piece: bytes) -> bytes:
+        """Read the events that end in a piece; return what comes after the last one."""
+        half = b""
+        if b"\r" in piece:
+            cut = len(piece) - piece.endswith(b"\r")
+            piece, half = piece[:cut].replace(b"\r\n", b"\n"), piece[cut:]
+        blocks = piece.split(b"\n\n")
+        rest = blocks.pop() + half
+        for block in blocks:
+            if block.startswith(self._before) and block.endswith(self._after):
+                inner = block[len(self._before) : -len(self._after)]
+                if inner and _is_plain(inner):
+                    self._output.times.append(when)
+                    self._output.text.append(inner)
+                    continue
+            self._decode(when, block)
+        return rest
 
     def _read_rest(self, raw: RawAnswer, rest: bytes) -> bool:
         """Read what is left without an empty line behind it; return whether it is whole."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from tunesmith.errors import BenchError
@@ -47,6 +47,7 @@ class Asking:
     model: str
     max_tokens: int
     api: Literal["chat", "completions"] = "chat"
+    extra: Mapping[str, Any] = field(default_factory=dict)  # into every request; None leaves a key out
 
     @property
     def path(self) -> str:
@@ -75,6 +76,7 @@ class Asking:
             document |= {"ignore_eos": True, "min_tokens": num_output_tokens}
         if prompt.tools and self.api == "chat":
             document["tools"] = list(prompt.tools)
+        document = {key: value for key, value in (document | dict(self.extra)).items() if value is not None}
         body = json.dumps(document, ensure_ascii=False).encode(errors="replace")
         return Request(prompt.name, self.path, body, due_seconds)
 

@@ -14,6 +14,17 @@ from tunesmith.recipe.environment import redact
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.run_dir import RunDir
 
+_SPEED_COLUMNS = (
+    "num_requests",
+    "num_failed",
+    "good_fraction",
+    "requests_per_second",
+    "output_tokens_per_second",
+    "ttft_p95_ms",
+    "tpot_p95_ms",
+    "e2e_p95_ms",
+)
+
 
 def model_card(recipe: Recipe, run_dir: RunDir) -> str:
     """Return README.md with the Hub's front matter. Secrets and local directories stay out of it."""
@@ -100,10 +111,10 @@ def _is_share(record: dict[str, Any]) -> bool:
 def _speed(speeds: Speeds | None) -> str:
     if speeds is None or not speeds.levels:
         return ""
-    columns = list(dict.fromkeys(name for level in speeds.levels.values() for name in level))
-    shown = [name for name in columns if name.endswith(("_p95_ms", "_per_second")) or name.startswith("num_")]
+    known = {name for level in speeds.levels.values() for name in level}
+    shown = [name for name in _SPEED_COLUMNS if name in known]
     rows = [(level, *(_number(values.get(name)) for name in shown)) for level, values in speeds.levels.items()]
-    return f"## Speed\n\n{_table(('concurrency', *(f'`{name}`' for name in shown)), rows)}"
+    return f"## Speed\n\n{_table(('load', *(f'`{name}`' for name in shown)), rows)}"
 
 
 def _training(recipe: Recipe, checkpoint: Checkpoint | None) -> str:

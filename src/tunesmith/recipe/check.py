@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -259,6 +260,19 @@ def bench_lengths_can_be_read(recipe: Recipe) -> Iterator[Misfit]:
                 yield Misfit(("bench", key), f"`bench.{key}`: {error}", "e.g. 256-1024")
 
 
+def bench_extra_body_is_json(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.bench and recipe.bench.extra_body is not None:
+        try:
+            is_object = isinstance(json.loads(recipe.bench.extra_body), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            what = "`bench.extra_body` is not a JSON object"
+            yield Misfit(
+                ("bench", "extra_body"), what, """e.g. '{"chat_template_kwargs": {"enable_thinking": false}}'"""
+            )
+
+
 def load_test_has_one_source_of_prompts(recipe: Recipe) -> Iterator[Misfit]:
     if recipe.bench and recipe.bench.prompts and recipe.bench.prompt_tokens is not None:
         what = "`bench.prompts` and `bench.prompt_tokens` are both given"
@@ -345,6 +359,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     harness_settings_have_one_place,
     load_test_reaches_its_level,
     bench_lengths_can_be_read,
+    bench_extra_body_is_json,
     load_test_has_one_source_of_prompts,
     gate_rules_can_be_read,
     publish_has_a_target,

@@ -374,6 +374,9 @@ class Bench:
     """Longest answer in tokens."""
     api: Literal["chat", "completions"] = "chat"
     """Which of the two endpoints is asked; `completions` sends bare text, without a chat template."""
+    extra_body: str | None = None
+    """JSON object put into every request, for what a server wants otherwise; a key that is `null` is left out:
+    `{"max_tokens": null, "max_completion_tokens": 200}`."""
     request_timeout_seconds: PositiveFloat = 600.0
     """A request without a complete answer after this long has failed."""
     stall_timeout_seconds: PositiveFloat = 120.0

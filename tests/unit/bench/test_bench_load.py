@@ -149,7 +149,11 @@ def test_requests_carry_what_was_asked() -> None:
         for api in ("chat", "completions"):
             asked = [Asking("model-name", 33, api).request(prompt)]  # type: ignore[arg-type]
             run_level(target(f"{server.url}/"), asked, concurrency=1)
-    chat, bare = server.requests
+        run_level(
+            target(server.url), [Asking("m", 9, extra={"max_tokens": None, "n": 1}).request(prompt)], concurrency=1
+        )
+    chat, bare, extra = server.requests
+    assert "max_tokens" not in extra and extra["n"] == 1 and "min_tokens" not in extra
     for request in (chat, bare):
         assert request["model"] == "model-name" and request["max_tokens"] == 33 and request["stream"] is True
         assert request["stream_options"] == {"include_usage": True}
