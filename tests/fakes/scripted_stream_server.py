@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -74,8 +75,8 @@ class Noted:
 class ScriptedStreamServer:
     """`script(request, number)` decides each answer; `requests` holds them in order of arrival."""
 
-    def __init__(self, script: Script) -> None:
-        self._script = script
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
+        self._script, self._tls = script, tls
         self.requests: list[dict[str, Any]] = []
         self.noted: list[Noted] = []
         self.num_connections = 0
@@ -87,7 +88,7 @@ class ScriptedStreamServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -101,7 +102,9 @@ class ScriptedStreamServer:
         self._thread.join()
 
     def _run(self) -> None:
-        server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=512))
+        server = self._loop.run_until_complete(
+            asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=512, ssl=self._tls)
+        )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.bench.client import LevelRun, Target, run_level
-from tunesmith.bench.made_up import Measure
+from tunesmith.bench.made_up import Measure, prompt_of
 from tunesmith.bench.trace import Recorded, prompt_from
 from tunesmith.bench.traffic import Asking, Prompt, Request, moments
 from tunesmith.errors import BenchError
 from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.schema import Bench
 from tunesmith.track.console import Progress
+
+_WARMUP_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def trace_level(bench: Bench, trace: Sequence[Recorded], asking: Asking, measure
         )
         for recorded in trace
     )
-    return Level("trace", requests, warmup=requests[: bench.num_warmup_requests])
+    # Prompts of the trace are not for warming up: a server may remember them.
+    words = measure.words_for(_WARMUP_TOKENS)
+    others = [prompt_of("warm-up", words, generator) for _ in range(bench.num_warmup_requests)]
+    return Level("trace", requests, warmup=tuple(asking.request(prompt) for prompt in others))
 
 
 def measure(target: Target, levels: Sequence[Level]) -> dict[str, LevelRun]:

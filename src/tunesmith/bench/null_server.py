@@ -19,7 +19,7 @@ _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encodin
 _MODELS = b'{"object": "list", "data": [{"id": "null-model", "object": "model", "max_model_len": 1000000}]}'
 _EVENT = (
     b'data: {"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion.chunk","created":1764000000,'
-    b'"model":"null-model","choices":[{"index":0,"delta":{%s},"logprobs":null,"finish_reason":%s}]%s}\n\n'
+    b'"model":"null-model","choices":[{"index":0,"delta":{%s},"logprobs":null,"finish_reason":%s}]}\n\n'
 )
 _NUM_PARTS = 3  # of a path that says how to answer
 
@@ -28,14 +28,16 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-_TOKEN = _chunk(_EVENT % (b'"content":" token"', b"null", b""))
-_ROLE = _chunk(_EVENT % (b'"role":"assistant","content":""', b"null", b""))
+_TOKEN = _chunk(_EVENT % (b'"content":" token"', b"null"))
+_ROLE = _chunk(_EVENT % (b'"role":"assistant","content":""', b"null"))
 
 
 @cache
 def _end(num_tokens: int) -> bytes:
-    usage = b',"usage":{"prompt_tokens":1,"completion_tokens":%d,"total_tokens":%d}' % (num_tokens, num_tokens + 1)
-    events = _EVENT % (b"", b'"length"', b""), _EVENT % (b"", b"null", usage), b"data: [DONE]\n\n"
+    usage = b'data: {"id":"x","object":"chat.completion.chunk","choices":[],"usage":%s}\n\n' % (
+        b'{"prompt_tokens":1,"completion_tokens":%d,"total_tokens":%d}' % (num_tokens, num_tokens + 1)
+    )
+    events = _EVENT % (b"", b'"length"'), usage, b"data: [DONE]\n\n"
     return b"".join(_chunk(event) for event in events) + b"0\r\n\r\n"
 
 
@@ -118,7 +120,7 @@ class _Server(asyncio.Protocol):
         count = min(self._left, self._per_write)
         self._left -= count
         if self._gap:
-            stamp = _chunk(_EVENT % (b'"content":" %d"' % time.perf_counter_ns(), b"null", b""))
+            stamp = _chunk(_EVENT % (b'"content":" %d"' % time.perf_counter_ns(), b"null"))
             self._transport.write(self._head + stamp * count)
         else:
             self._transport.write(self._head + _TOKEN * count)

@@ -7,9 +7,13 @@ Times here are only bounded, by the script from below and by a slack for busy ma
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,6 +175,30 @@ def test_when_nothing_was_answered_the_commonest_reason_is_told() -> None:
         measure(target(url), levels[:1])
     with pytest.raises(BenchError, match="connect"):
         measure(target("http://no-such-host.invalid"), levels[:1])
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    both = tmp_path / "both.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", *subject]
+    subprocess.run([*command, "-keyout", str(both), "-out", f"{both}.cert"], check=True, capture_output=True)
+    both.write_text(both.read_text() + Path(f"{both}.cert").read_text())
+    return both
+
+
+def test_tls_is_spoken_and_certificates_are_checked(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with ScriptedStreamServer(lambda request, number: Stream(gaps=(0.0,)), tls) as server:
+        (refused,) = run(server, 1, 1).timings
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        level = run(server, 4, 2)
+    assert refused.failure == "connect" and "certificate" in refused.detail
+    assert [timing.failure for timing in level.timings] == [""] * 4
+    assert [timing.num_output_tokens for timing in level.timings] == [2] * 4
 
 
 def test_levels_are_measured_one_after_the_other() -> None:
