@@ -135,8 +135,8 @@ class _Level:
                 watch.cancel()
                 for connection in self._idle:
                     connection.close()
-        # Only now, when nothing is timed any more, is the rest read.
-        self._read_answers()
+            # Only now, when nothing is timed any more, is the rest read.
+            self._read_answers()
         result.timings.sort(key=lambda timing: timing.started)
         result.num_unsent = len(requests) - len(result.timings) - result.num_unfinished
         return result

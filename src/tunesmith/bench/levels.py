@@ -99,7 +99,7 @@ def measure(target: Target, levels: Sequence[Level]) -> dict[str, LevelRun]:
     """
     results: dict[str, LevelRun] = {}
     for level in levels:
-        with Progress(f"bench {level.name}", len(level.requests), "requests") as progress:
+        with Progress(f"bench {level.name}", len(level.requests), "requests", calm=True) as progress:
             results[level.name] = run_level(
                 target,
                 level.requests,

@@ -250,7 +250,7 @@ class _EventReader:
         key = b'"content":' if isinstance(delta, dict) else b'"text":'
         text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
         others = [name for name in _OUTPUT_KEYS if name != "content" and isinstance(delta, dict) and delta.get(name)]
-        if not isinstance(text, str) or others or block.count(key) != 1 or block.count(b"\n"):
+        if not isinstance(text, str) or not text or others or block.count(key) != 1 or block.count(b"\n"):
             return
         quote = block.find(b'"', block.index(key) + len(key))
         end = quote + 1

@@ -11,6 +11,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+_CALM_SECONDS = 1.0
+
 
 def is_terminal() -> bool:
     """Return whether stderr is a terminal that can redraw a line."""
@@ -58,14 +60,24 @@ class Progress:
         unit: name of one unit, for the rate: `rows`, `steps`, `requests`.
         every_seconds: how often a plain line is printed where there is no terminal.
         shown: whether to print at all; of several ranks only one does.
+        calm: redraw the bar once a second and in `advance` only, for work whose timing a drawing thread would disturb.
     """
 
     def __init__(
-        self, title: str, total: int | None, unit: str, *, every_seconds: float = 5.0, shown: bool = True
+        self,
+        title: str,
+        total: int | None,
+        unit: str,
+        *,
+        every_seconds: float = 5.0,
+        shown: bool = True,
+        calm: bool = False,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self._shown = shown
+        self._calm = calm
+        self._drawn = 0.0
         self._note = ""
         self._started = time.monotonic()
         self._begun_at = 0
@@ -89,6 +101,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
+                auto_refresh=not self._calm,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, rate="", note="")
@@ -109,9 +122,13 @@ class Progress:
         return (self.done - self._begun_at) / max(1e-9, time.monotonic() - self._started)
 
     def _show(self) -> None:
+        if self._calm and self._bar is not None:
+            if time.monotonic() - self._drawn < _CALM_SECONDS and self.done != self.total:
+                return
+            self._drawn = time.monotonic()
         if self._bar is not None:
             rate = _pace(self._rate(), self.unit)
-            self._bar.update(self._task, completed=self.done, rate=rate, note=self._note)
+            self._bar.update(self._task, completed=self.done, rate=rate, note=self._note, refresh=self._calm)
         elif self._shown and time.monotonic() - self._printed >= self._every_seconds:
             self._printed = time.monotonic()
             say(self.line())
