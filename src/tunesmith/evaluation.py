@@ -98,7 +98,8 @@ def evaluate(
             else:
                 models[which] = _external(subject, which, recipe, run_dir)
         with _outcome_noted(run_dir, state):
-            harness = _harness(recipe, run_dir, models, choices)
+            with loaded.located():
+                harness = _harness(recipe, run_dir, models, choices)
             scores = stage.measure(recipe, run_dir, models, harness=harness)
             run_dir.save(scores)
         _report(recipe, run_dir)

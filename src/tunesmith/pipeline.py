@@ -175,7 +175,8 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
     refuse_unknown(loaded)
     model_path, facts = gather_facts(loaded.recipe)
     recipe, decisions = resolve(loaded.recipe, facts)
-    benchmarks(recipe)  # a name misspelt shows now, not after hours of training
+    with loaded.located():
+        benchmarks(recipe)  # a name misspelt shows now, not after hours of training
     inputs = keys.gather(recipe, model_path)
     run_dir, is_new = _directory(recipe, inputs, new)
     with run_dir.locked(), contextlib.ExitStack() as stack:

@@ -71,7 +71,8 @@ def run_plan(args: argparse.Namespace) -> int:
 
     loaded = load(args.recipe, args.set)
     refuse_unknown(loaded)
-    made = plan(loaded.recipe)
+    with loaded.located():
+        made = plan(loaded.recipe)
     if args.json:
         import json
 

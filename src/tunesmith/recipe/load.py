@@ -6,7 +6,9 @@ error. `extends:` names one other recipe, relative to the file it stands in; map
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,19 @@ class Loaded:
 
     def where(self, path: KeyPath) -> str:
         return _where(self.marks, path, self.path)
+
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """Give mistakes that are found later, by those who know key paths only, the line they stand at."""
+        try:
+            yield
+        except RecipeError as error:
+            problems: list[TunesmithError] = []
+            for problem in error.problems:
+                parts = re.findall(r"[^.\[\]]+", problem.where)
+                path = tuple(int(part) if part.isdigit() else part for part in parts)
+                problems.append(TunesmithError(problem.what, where=self.where(path), do=problem.do))
+            raise RecipeError(problems) from None
 
 
 class _CoreLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -38,7 +38,11 @@ def run(room: Path, program: str, *, limit_seconds: int = 30, **environment: str
     """Run a program in the sandbox; returns its exit code and what it wrote to results/out.json."""
     order = room / "order.json"
     document = {"told": str(room / "told.json"), "limit_seconds": limit_seconds, "copied": [str(room / "cache")]}
-    document |= {"scratch": str(room / "s"), "results": str(room / "r"), "environment": {"GIVEN": "yes"}}
+    document |= {
+        "scratch": str(room / "s"),
+        "results": str(room / "r"),
+        "environment": {"GIVEN": "yes", "GIVEN_PATH": str(ROOT / "src")},
+    }
     order.write_text(json.dumps(document))
     head = f"import json, os, sys, socket, subprocess\nfound = {{}}\nROOM = {str(room)!r}\n"
     tail = "\nopen(ROOM + '/r/out.json', 'w').write(json.dumps(found))\n"
@@ -112,6 +116,32 @@ def test_caches_are_copies(room: Path) -> None:
     )
     assert (code, found["read"]) == (0, "original")
     assert (room / "cache" / "module.py").read_text() == "original"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="who is not root may nest namespaces")
+@needs_namespaces
+def test_where_there_are_no_namespaces_limits_hold_and_that_is_told(room: Path) -> None:
+    """A sandbox in the sandbox gets no namespaces of its own."""
+    code, found = run(
+        room,
+        """
+        inner = ROOM + "/r/inner"
+        for directory in ("", "/s", "/r"):
+            os.mkdir(inner + directory)
+        order = {"told": inner + "/told.json", "limit_seconds": 20, "copied": [], "environment": {}}
+        order |= {"scratch": inner + "/s", "results": inner + "/r"}
+        json.dump(order, open(inner + "/order.json", "w"))
+        program = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        command = [sys.executable, "-m", "tunesmith.evaluate.lm_eval.sandbox", inner + "/order.json", "--"]
+        environment = dict(os.environ, PYTHONPATH=os.environ["GIVEN_PATH"])
+        command += [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        found["out"], found["code"] = done.stdout.strip(), done.returncode
+        found["told"] = json.load(open(inner + "/told.json"))
+        """,
+    )
+    assert (code, found["code"], found["out"]) == (0, 0, "1024")
+    assert found["told"]["held"] == [] and "not permitted" in found["told"]["why_not"].lower()
 
 
 def test_limits_hold(room: Path) -> None:

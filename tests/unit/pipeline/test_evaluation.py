@@ -150,6 +150,10 @@ def test_the_harness_asks_an_endpoint_too(here: Path, capsys: pytest.CaptureFixt
         capsys.readouterr()
         evaluate(server, "--model", "good", "--set", "evaluate.lm_eval.tasks=[fake_choice]", code=2)
         assert "evaluate.lm_eval.tokenizer" in capsys.readouterr().err
+        (here / "tasks.yaml").write_text(f"evaluate:\n  lm_eval:\n    python: {python}\n    tasks:\n    - fake_y\n")
+        evaluate(server, "--model", "good", code=2)
+        told = capsys.readouterr().err
+        assert "tasks.yaml:5: lm_eval 0.4.13 has no task, group or tag 'fake_y'" in told and "did you mean" in told
         evaluate(server, "--model", "good", "--set", "evaluate.lm_eval.backend=checkpoint", code=2)
         assert "needs the model's files" in capsys.readouterr().err
     scores = run_dir.load(Scores)

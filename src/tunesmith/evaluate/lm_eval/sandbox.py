@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -56,7 +57,10 @@ def main(argv: list[str]) -> int:
     order = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     command = argv[2:]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    held, why = _enter_namespaces()
+    held, why = [], _why_not()
+    if not why:
+        _enter_namespaces()
+        held = list(_NAMESPACES_HELD)
     die_with_parent()  # again: the kernel forgets it when a process changes its user namespace
     Path(order["told"]).write_text(json.dumps({"held": held, "why_not": why}), encoding="utf-8")
     child = os.fork()  # in a new PID namespace the first child is process 1: when it ends, all others do
@@ -69,18 +73,37 @@ def main(argv: list[str]) -> int:
     return os.waitstatus_to_exitcode(status) % 256
 
 
-def _enter_namespaces() -> tuple[list[str], str]:
-    """Leave the host's network, mounts and processes. Returns what is held, or why nothing is."""
+def _why_not() -> str:
+    """Return why there are no namespaces to be had, or ''. Tried in a process of its own: there is no way back."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _enter_namespaces()
+            _read_only(Path("/"), True, _AT_RECURSIVE)
+        except OSError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        reason = pipe.read().decode("utf-8", "replace")
+    os.waitpid(child, 0)
+    return reason
+
+
+def _enter_namespaces() -> None:
+    """Leave the host's network, mounts and processes.
+
+    Raises:
+        OSError: the kernel does not let us.
+    """
     uid, gid = os.getuid(), os.getgid()
-    try:
-        _call("unshare", _NEW_USER | _NEW_MOUNTS | _NEW_NETWORK | _NEW_PIDS | _NEW_IPC)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-        _call("mount", b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
-    except OSError as error:
-        return [], str(error)
-    return list(_NAMESPACES_HELD), ""
+    _call("unshare", _NEW_USER | _NEW_MOUNTS | _NEW_NETWORK | _NEW_PIDS | _NEW_IPC)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    _call("mount", b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
 
 
 def _become(order: dict[str, Any], command: list[str], *, in_namespaces: bool) -> None:
@@ -145,7 +168,9 @@ def _call(name: str, *arguments: Any) -> None:
     Raises:
         OSError: it says no.
     """
-    function: Callable[..., int] = getattr(ctypes.CDLL(None, use_errno=True), name)
+    function: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, f"{name}: this system has no such call")
     if function(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
