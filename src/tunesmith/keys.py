@@ -11,7 +11,7 @@ from tunesmith.artifacts import Artifact
 from tunesmith.errors import DataError
 from tunesmith.recipe.effects import WITHOUT_EFFECT
 from tunesmith.recipe.environment import expand
-from tunesmith.recipe.schema import Bench, Evaluate, LmEval, Recipe, Source
+from tunesmith.recipe.schema import Bench, Evaluate, Recipe, Source
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import HashCache, fingerprint
 from tunesmith.store.run_dir import cache_root
@@ -52,19 +52,23 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
             "train": _tuned(recipe, cache),
             "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
             "evaluate": hashes([Source(path) for path in evaluated_files(recipe.evaluate)])
-            | _task_files(recipe.evaluate.lm_eval if recipe.evaluate else None, cache),
+            | _task_files(recipe, cache),
             "bench": hashes([Source(path) for path in bench.prompts]) | _hash_of_trace(bench, cache) if bench else {},
         },
     )
 
 
-def _task_files(harness: LmEval | None, cache: HashCache) -> dict[str, str]:
-    """Return the hashes of the files that lie under `evaluate.lm_eval.include_path`: tasks, and data beside them."""
-    if harness is None or harness.include_path is None:
+def _task_files(recipe: Recipe, cache: HashCache) -> dict[str, str]:
+    """Return what tasks of lm-evaluation-harness are made of: its version, own files, and the data they name."""
+    harness = recipe.evaluate.lm_eval if recipe.evaluate else None
+    if harness is None:
         return {}
-    directory = Path(expand(harness.include_path)).expanduser()
-    found = [file for file in sorted(directory.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
-    return {str(file): cache.sha256(file) for file in found}
+    from tunesmith.evaluate.lm_eval.catalogue import catalogue, task_files
+
+    names = catalogue(harness, cache_root(recipe.output_dir) / "lm_eval")
+    data = {file for task in names.choose(harness) for file in task.data_files if Path(file).is_file()}
+    found = {file: cache.sha256(Path(file)) for file in sorted(data)} | {"lm_eval": names.version}
+    return found | (task_files(Path(expand(harness.include_path)).expanduser()) if harness.include_path else {})
 
 
 def _hash_of_trace(bench: Bench, cache: HashCache) -> dict[str, str]:

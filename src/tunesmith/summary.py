@@ -25,7 +25,9 @@ def sentence(record: Artifact) -> str:
         agreement = f", agrees with base + adapter on {proof:.1%} of tokens" if isinstance(proof, float) else ""
         return f"{record.num_bytes / 1e6:,.1f} MB in {len(record.files)} files{agreement}"
     if isinstance(record, Scores):
-        return "; ".join(_score(task, metrics) for task, metrics in record.tasks.items())
+        shown, num_parts = _without_parts(record)
+        more = f"; and {num_parts} tasks in groups" if num_parts else ""
+        return "; ".join(_score(task, metrics) for task, metrics in shown.items()) + more
     if isinstance(record, Speeds):
         return "; ".join(_level(name, level) for name, level in record.levels.items())
     if isinstance(record, Verdict):
@@ -84,9 +86,10 @@ def _level(name: str, level: dict[str, Any]) -> str:
 
 
 def comparison(scores: Scores) -> list[tuple[str, str, str, str, str]]:
-    """Return (metric, base, tuned, change, verdict) rows for a table, every metric of every task."""
+    """Return (metric, base, tuned, change, verdict) rows for a table, every metric of every task that stands alone."""
     rows = []
-    for task, metrics in scores.tasks.items():
+    shown, _ = _without_parts(scores)
+    for task, metrics in shown.items():
         for metric, values in metrics.items():
             base, tuned = values.get("base"), values.get("tuned")
             change = ""
@@ -95,6 +98,12 @@ def comparison(scores: Scores) -> list[tuple[str, str, str, str, str]]:
             cells = (f"{task}.{metric}", _show(base, values), _show(tuned, values), change)
             rows.append((*cells, "; ".join(filter(None, [_verdict(values), _unanswered(values)]))))
     return rows
+
+
+def _without_parts(scores: Scores) -> tuple[dict[str, dict[str, dict[str, Any]]], int]:
+    """Return the tasks that are not part of another one (MMLU has 57 parts), and how many are."""
+    shown = {t: m for t, m in scores.tasks.items() if not any(values.get("part_of") for values in m.values())}
+    return shown, len(scores.tasks) - len(shown)
 
 
 def _verdict(values: dict[str, Any]) -> str:
@@ -126,4 +135,7 @@ def comparison_table(scores: Scores) -> str:
     for name, base, tuned, difference, verdict in rows:
         numbers = f"{base:>{widths[1]}}  {tuned:>{widths[2]}}  {difference:>{widths[3]}}"
         lines.append(f"  {name:<{widths[0]}}  {numbers}  {verdict}".rstrip())
+    _, num_parts = _without_parts(scores)
+    if num_parts:
+        lines.append(f"  and {num_parts} tasks that are parts of these groups: see the report")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ if sys.argv[1] == "-c":
     sys.exit()
 if sys.argv[2] == "names":
     names = {{"fake_" + n: ["task", [], "generate_until", False, False, []] for n in ("a", "b", "c")}}
+    names["fake_local"] = ["task", [], "generate_until", False, False, {data_files!r}]
     names["fake_code"] = ["task", [], "generate_until", True, False, []]
     names["fake_drawn"] = ["task", [], "generate_until", True, True, []]
     names["fake_choice"] = ["task", [], "multiple_choice", False, False, []]
@@ -66,14 +67,16 @@ for file in order["configs"]:
 """
 
 
-def write(directory: Path) -> Path:
+def write(directory: Path, *, data_file: Path | None = None) -> Path:
     """Write the interpreter and return its path. `asked.txt` beside it gains a line per task, `MODEL TASK`.
 
-    A file `TASK.py` in the directory is run when the task begins: it may print, sleep, or end the process.
+    `fake_local` reads `data_file`. A file `TASK.py` in the directory is run when the task begins: it may print, sleep,
+    or end the process.
     """
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / "python"
-    program.write_text(_PROGRAM.format(python=sys.executable, here=str(directory)))
+    data_files = [str(data_file)] if data_file else []
+    program.write_text(_PROGRAM.format(python=sys.executable, here=str(directory), data_files=data_files))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests import harness_tasks, tiny
+from tunesmith import summary
 from tunesmith.artifacts import Scores, Weights
 from tunesmith.evaluate import stage
 from tunesmith.recipe.schema import Data, Evaluate, LmEval, Model, Recipe, Serve
@@ -166,6 +167,8 @@ def test_base_beside_tuned_item_by_item(world: World, checkpoint_scores: Scores)
     group = checkpoint_scores.tasks["lm_eval.tiny_group"]["acc"]
     assert group["num_items"] == group["num_pairs"] == 2 * LIMIT
     assert group["verdict"] in ("improved", "regressed", "cannot tell")
+    told = summary.comparison_table(checkpoint_scores)  # the group, and its tasks only by their number
+    assert "lm_eval.tiny_group.acc" in told and "tiny_colours" not in told and "2 tasks that are parts" in told
 
 
 def test_what_is_finished_is_not_done_again(world: World, checkpoint_scores: Scores) -> None:

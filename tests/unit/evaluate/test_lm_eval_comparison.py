@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith.errors import EvaluateError
 from tunesmith.evaluate.lm_eval.catalogue import Chosen
-from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, item_lines, task_name
+from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, groups_of, item_lines, task_name
 from tunesmith.evaluate.lm_eval.results import read
 from tunesmith.evaluate.lm_eval.work_order import Job
 
@@ -76,8 +76,8 @@ def test_a_share_is_compared_item_by_item(tmp_path: Path) -> None:
     assert (record["num_fixed"], record["num_broken"], record["num_pairs"]) == (6, 1, 8)
     assert record["p_value"] == pytest.approx(2 * (1 + 7) / 2**7) and record["verdict"] == "cannot tell"
     assert record["tuned_stderr"] == pytest.approx(math.sqrt(0.25 / 8)) and record["maximum"] == 1.0
-    assert (record["filter"], record["task_version"], record["num_fewshot"]) == ("none", "2.0", 5)
-    assert record["backend"] == "checkpoint"
+    assert (tuned.measured["t"].version, tuned.measured["t"].num_fewshot) == ("2.0", 5)
+    assert record["filter"] == "none" and record["backend"] == "checkpoint"
 
 
 def test_without_a_base(tmp_path: Path) -> None:
@@ -119,7 +119,8 @@ def test_a_group_is_the_mean_of_its_items_or_of_its_tasks(tmp_path: Path, weight
 
     base, tuned = of(tmp_path / "b", [0] * 6, [0, 1]), of(tmp_path / "t", [1, 1, 1, 1, 1, 0], [1, 1])
     record = compare("g", {"base": base, "tuned": tuned}, FACTS, 1)["acc"]
-    assert record["num_pairs"] == 8 and record["task_version"] == "3"
+    assert record["num_pairs"] == 8 and tuned.measured["g"].version == "3"
+    assert groups_of(tuned) == {"a": "g", "b": "g"}
     assert record["difference"] == pytest.approx(6 / 8 if weight_by_size else (5 / 6 + 1 / 2) / 2)
     assert ("num_fixed" in record) == weight_by_size  # McNemar's test counts items that are alike
     assert record["verdict"] == "improved" or record["p_value"] > 0.05
@@ -172,6 +173,26 @@ def test_broken_files_are_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "done.json").write_text(content)
     with pytest.raises(EvaluateError, match="cannot be read"):
         read(Job(Chosen("t", {}, False, False), "tuned", tmp_path, "key", tmp_path))
+
+
+def test_the_outermost_group_with_numbers_is_the_one_to_show(tmp_path: Path) -> None:
+    numbers = means([1.0, 0.0])
+    samples = {name: [sample(i, {"acc": 1.0 - i}) for i in range(2)] for name in ("law", "art", "stars", "alone")}
+    results = dict.fromkeys((*samples, "mmlu", "humanities", "stem", "bare"), numbers)
+    found = side(
+        tmp_path / "t",
+        samples,
+        results=results,
+        groups={"mmlu": numbers, "humanities": numbers, "stem": numbers, "bare": {"alias": "bare"}},
+        group_subtasks={
+            "mmlu": ["humanities", "stem"],
+            "humanities": ["law", "art"],
+            "stem": ["stars"],
+            "bare": ["alone"],
+        },
+    )
+    parts = ("humanities", "law", "art", "stem", "stars")
+    assert groups_of(found) == dict.fromkeys(parts, "mmlu")
 
 
 def test_names_fit_into_gate_rules() -> None:

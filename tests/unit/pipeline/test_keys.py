@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import harness_python
 from tunesmith import keys
 from tunesmith.recipe.load import load
 from tunesmith.recipe.schema import Recipe
@@ -74,3 +75,16 @@ def test_identity_is_what_is_trained_on_what(inputs: keys.Inputs) -> None:
     assert keys.identity(quickstart("bench.num_requests=25", "gate=[]", "train.save_steps=9"), inputs) == identity
     for setting in ("train.lora.r=8", "data.train_on=all", "seed=1"):
         assert keys.identity(quickstart(setting), inputs) != identity
+
+
+def test_data_that_a_harness_task_names_is_an_input_of_the_evaluation(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("1")
+    python = harness_python.write(tmp_path / "fake", data_file=data)
+    settings = ["evaluate.lm_eval.tasks=[fake_local]", f"evaluate.lm_eval.python={python}", f"output_dir={tmp_path}"]
+    recipe = quickstart(*settings)
+    model = ROOT / "quickstart" / "base"
+    before = keys.gather(recipe, model).files["evaluate"]
+    assert str(data) in before and before["lm_eval"] == "0.4.13"
+    data.write_text("2")
+    assert keys.gather(recipe, model).files["evaluate"] != before

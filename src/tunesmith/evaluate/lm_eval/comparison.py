@@ -44,6 +44,15 @@ class Side:
         return {(t.name, s.doc_id): s.scores[key] for t in tasks for s in t.samples if key in s.scores}
 
 
+def groups_of(side: Side) -> dict[str, str]:
+    """Return for each task and group that is part of a group with metrics, the outermost such group."""
+    found: dict[str, str] = {}
+    for group in sorted(side.measured.values(), key=lambda measured: len(measured.members)):
+        inside = [m.name for m in side.measured.values() if m.members and set(m.members) < set(group.members)]
+        found |= dict.fromkeys([*group.members, *inside] if group.metrics else [], group.name)
+    return found
+
+
 def task_name(harness_name: str) -> str:
     """Return what scores and gate rules call a task of the harness."""
     return "lm_eval." + re.sub(r"[^\w-]", "_", harness_name)
@@ -65,7 +74,7 @@ def compare(name: str, sides: Mapping[Which, Side], facts: Record, seed: int) ->
     Args:
         name: the harness's name.
         sides: `tuned`, and `base` when it was measured.
-        facts: added to every record: harness, backend, chat template.
+        facts: added to every record: harness and task version, few-shot examples, backend, chat template.
         seed: of resampling.
 
     Raises:
@@ -82,8 +91,7 @@ def compare(name: str, sides: Mapping[Which, Side], facts: Record, seed: int) ->
         record = _paired(name, key, sides, numbers, seed) or _unpaired(numbers, len(sides["tuned"].values(name, key)))
         for which, value in numbers.items():
             record |= {which: value.value, f"{which}_stderr": value.stderr}
-        about: Record = {"filter": key[1], "task_version": tuned.version, "num_fewshot": tuned.num_fewshot}
-        records[our_name] = record | about | facts
+        records[our_name] = record | {"filter": key[1]} | facts
     return records
 
 

@@ -18,7 +18,7 @@ from tunesmith.artifacts import Endpoint, Which
 from tunesmith.errors import EvaluateError, RecipeError, TunesmithError
 from tunesmith.evaluate.lm_eval import process
 from tunesmith.evaluate.lm_eval.catalogue import INSIDE, Chosen, catalogue, interpreter
-from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, item_lines, task_name
+from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, groups_of, item_lines, task_name
 from tunesmith.evaluate.lm_eval.programs import environment, held, score
 from tunesmith.evaluate.lm_eval.results import Measured, read
 from tunesmith.evaluate.lm_eval.work_order import Examinee, Job, Orders
@@ -31,7 +31,6 @@ from tunesmith.track.console import say, warn
 _PROBE_SECONDS = 60.0
 _NUM_TRIES = 2  # the second one goes to an endpoint that was looked after in between
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "127.0.0.1,localhost"}
-_PROTOCOL = ("task_version", "num_fewshot")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -203,14 +202,13 @@ class Harness:
         return facts | ({"sandbox": held(jobs[0])} if task.runs_code else {})
 
     def _add(self, found: Findings, sides: dict[Which, Side], facts: Record) -> None:
+        of_groups = groups_of(sides["tuned"])
         for name, measured in sides["tuned"].measured.items():
             ours = task_name(name)
-            found.tasks[ours] = records = compare(name, sides, facts, self._recipe.seed)
-            about = {
-                key: value
-                for key, value in next(iter(records.values()), {}).items()
-                if key in _PROTOCOL or key in facts
-            }
+            # A group with numbers of its own says the main thing; its tasks are details.
+            about = facts | ({"part_of": task_name(of_groups[name])} if name in of_groups else {})
+            about |= {"task_version": measured.version, "num_fewshot": measured.num_fewshot}
+            found.tasks[ours] = compare(name, sides, about, self._recipe.seed)
             found.protocol[ours] = {"num_items": len(measured.samples) or None, **about}
             if measured.samples:
                 path = self._run_dir.items(ours)

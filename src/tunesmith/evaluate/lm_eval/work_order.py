@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class Orders:
     @property
     def knows_tokens(self) -> bool:
         """Whether there is a tokenizer: without one, prompts are texts, and given answers cannot be weighed."""
-        return self._tokenizer() is not None
+        return self._model.path is not None or self._settings.tokenizer is not None
 
     @property
     def speaks_chat(self) -> bool:
@@ -209,7 +210,7 @@ class Orders:
         path = self._model.path
         assert path is not None, "a checkpoint backend has a checkpoint"
         arguments: dict[str, Any] = {"pretrained": str(path.absolute()), "dtype": self._model.dtype}
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         if tokenizer != str(path.absolute()):
             arguments["tokenizer"] = tokenizer
         return "hf", arguments
@@ -222,7 +223,7 @@ class Orders:
             "num_concurrent": self._concurrency,
             "timeout": _REQUEST_SECONDS,
         }
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         if tokenizer is None:
             arguments |= {"tokenizer_backend": "none", "tokenized_requests": False}
             return "local-chat-completions" if self.speaks_chat else "local-completions", arguments
@@ -234,6 +235,7 @@ class Orders:
             arguments["max_length"] = self._model.max_model_len
         return "local-completions", arguments
 
+    @cached_property
     def _tokenizer(self) -> str | None:
         """Return the tokenizer whose chat template is that of training: a directory, or a name on the Hub."""
         model = self._model.path
