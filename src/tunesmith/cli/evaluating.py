@@ -52,7 +52,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         document = {"ok": problem is None, "run": str(run_dir.path), "scores": scores.to_json()}
         print(json.dumps(document, indent=2))
     else:
-        print(f"\n{summary.comparison_table(scores)}\n")
+        print(f"\ntuned: {tuned.name}{f'   base: {base.name}' if base else ''}\n{summary.comparison_table(scores)}\n")
         print(f"report: {run_dir.absolute(run_dir.load(Report).path)}")
     if problem is not None:
         print(f"error: {problem.render()}", file=sys.stderr)

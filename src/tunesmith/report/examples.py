@@ -23,11 +23,12 @@ KINDS = {
     "further": "Further from the reference",
     "wrong": "Wrong in both",
     "right": "Right in both",
+    "unanswered": "Not answered",
 }
 # Without the base model's answers there is only right and wrong.
-_ALONE = {"wrong": "Wrong", "right": "Right"}
+_ALONE = {"wrong": "Wrong", "right": "Right", "unanswered": "Not answered"}
 # Which kinds get the room, the most telling first.
-_ORDER = ("broken", "fixed", "wrong", "further", "closer")
+_ORDER = ("broken", "fixed", "wrong", "further", "closer", "unanswered")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def _items(path: Path) -> Iterator[dict[str, Any]]:
 
 def _kind(item: dict[str, Any]) -> str:
     base, tuned = _answer(item, "base"), _answer(item, "tuned")
+    if not all(_is_answered(answer) for answer in (base, tuned) if answer):
+        return "unanswered"  # a server that fails tells nothing about a model
     before, after = bool(base.get("correct")), bool(tuned.get("correct"))
     if not base:
         return "right" if after else "wrong"
@@ -119,6 +122,10 @@ def _kind(item: dict[str, Any]) -> str:
 def _answer(item: dict[str, Any], model: str) -> dict[str, Any]:
     value = item.get(model)
     return value if isinstance(value, dict) else {}
+
+
+def _is_answered(answer: dict[str, Any]) -> bool:
+    return answer.get("answered") is not False and not str(answer.get("error", "")).startswith("request_failed")
 
 
 def _mean_score(answer: dict[str, Any]) -> float:
@@ -148,7 +155,7 @@ def _given(answer: dict[str, Any], model: str, reference: str) -> Given:
     notes = [str(answer[key]).replace("_", " ") for key in ("error", "detail") if answer.get(key)]
     if answer.get("finish_reason") == "length":
         notes.append("cut at max_tokens")
-    is_correct = correct if isinstance(correct, bool) else None
+    is_correct = correct if isinstance(correct, bool) and _is_answered(answer) else None
     text = _text(_plain(answer.get("answer", "")), lines_of_other=lay_out(reference), other=reference)
     return Given(model, text, is_correct, printable(" · ".join(notes))[:200])
 

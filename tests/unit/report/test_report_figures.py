@@ -155,6 +155,19 @@ def test_examples_share_the_room(tmp_path: Path) -> None:
     assert choose(path, 0)[0] == []
 
 
+def test_an_answer_that_never_came_is_neither_wrong_nor_broken(tmp_path: Path) -> None:
+    import json
+
+    right = {"correct": True, "answered": True, "answer": "a"}
+    lost = {"correct": False, "answered": False, "answer": "", "error": "request_failed:timeout"}
+    path = tmp_path / "items.jsonl"
+    pairs = [(right, lost), (lost, right), (right, {"correct": False, "error": "request_failed:http_500"})]
+    path.write_text("\n".join(json.dumps({"id": "i", "base": base, "tuned": tuned}) for base, tuned in pairs))
+    chosen, counts = choose(path, 8)
+    assert counts == {"unanswered": 3} and {example.title for example in chosen} == {"Not answered"}
+    assert [answer.is_correct for answer in chosen[0].answers] == [True, None]
+
+
 def test_words_that_differ_are_marked() -> None:
     reference = "Take shorter showers, fix leaks and collect rain water."
     pieces = marked_words("Take longer showers, fix leaks and collect rain water.", reference)
