@@ -31,7 +31,9 @@ class Run:
         self.outputs: dict[Answer, list[Output]] = {}
         self.most_rows = 0
         self._changed = threading.Condition()
-        self.batch = Batch(checkpoint.model, limits or Limits(), self._deliver)
+        self.batch = Batch(checkpoint.model, limits or Limits())
+        self.batch.deliver = self._deliver
+        threading.Thread(target=self.batch.run, daemon=True).start()
 
     def answer(self, prompt: list[int], **sampling: object) -> Answer:
         answer = Answer(prompt, Sampling(**sampling), self.checkpoint.eos_ids, self.checkpoint.decode_visible)  # type: ignore[arg-type]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError, ServeError, TunesmithError, missing_extra
+
+if TYPE_CHECKING:
+    from tunesmith.serve.embedded.batch import Batch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +54,8 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from tunesmith.serve.embedded.app import build_app
+        from tunesmith.serve.embedded.app import App
+        from tunesmith.serve.embedded.batch import Batch
         from tunesmith.serve.embedded.checkpoint import LoadOptions, load
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "torch", "serve", needed_for="the embedded server") from None
@@ -70,13 +78,36 @@ def _serve(args: argparse.Namespace) -> int:
         file=sys.stderr,
         flush=True,
     )
-    # Event loop and model share the interpreter: short turns keep the first from waiting for the second.
-    sys.setswitchinterval(0.001)
+    batch = Batch(checkpoint.model, limits)
     config = uvicorn.Config(
-        build_app(checkpoint, name), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2
+        App(checkpoint, name, batch), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    _run(uvicorn.Server(config), listener, batch)
     return 0
+
+
+def _run(server: Any, listener: socket.socket, batch: Batch) -> None:
+    """Talk HTTP in a second thread, and generate in this one, until a signal comes."""
+    # Both share the interpreter: short turns keep the first from waiting for the second.
+    sys.setswitchinterval(0.001)
+    gc.freeze()  # what is loaded stays: the collector need not look at it again
+
+    def leave(number: int, frame: object) -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    def talk() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            batch.close()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    talking = threading.Thread(target=talk, name="http", daemon=True)
+    talking.start()
+    batch.run()
+    talking.join()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -26,10 +27,11 @@ from tunesmith.tokens.jinja import TemplateProblem
 class Desk:
     """Hands answers to the batch and brings back what they gain, from the thread into the event loop."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._loop = asyncio.get_running_loop()
         self._inboxes: dict[Answer, asyncio.Queue[tuple[Answer, Output]]] = {}
-        self.batch = Batch(checkpoint.model, checkpoint.limits, self._deliver)
+        self.batch = batch
+        batch.deliver = self._deliver
 
     async def outputs(self, answers: list[Answer]) -> AsyncIterator[list[tuple[int, Output]]]:
         """Yield what the answers gain, by their index, until all are done; give up the rest when closed early."""
@@ -52,7 +54,7 @@ class Desk:
                     self.batch.cancel(answer)
 
     def _deliver(self, delivery: Delivery) -> None:
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
             self._loop.call_soon_threadsafe(self._sort, delivery)
 
     def _sort(self, delivery: Delivery) -> None:
@@ -71,10 +73,11 @@ class App:
     Args:
         checkpoint: what answers.
         name: the model's name in requests.
+        batch: where answers are made; another thread runs it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint, self._name = checkpoint, name
+    def __init__(self, checkpoint: Checkpoint, name: str, batch: Batch) -> None:
+        self._checkpoint, self._name, self._batch = checkpoint, name, batch
         self._created = int(time.time())
         self._desk: Desk | None = None
 
@@ -86,10 +89,9 @@ class App:
 
     async def _lifespan(self, receive: asgi.Receive, send: asgi.Send) -> None:
         await receive()
-        self._desk = Desk(self._checkpoint)
+        self._desk = Desk(self._batch)
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._desk.batch.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
@@ -180,11 +182,6 @@ class App:
                 await asgi.send_events(send, events)
         await asgi.send_events(send, exchange.closing())
         await asgi.end_events(send)
-
-
-def build_app(checkpoint: Checkpoint, name: str) -> App:
-    """Return the ASGI application that serves a checkpoint under a name."""
-    return App(checkpoint, name)
 
 
 async def _json_body(receive: asgi.Receive) -> Any:
