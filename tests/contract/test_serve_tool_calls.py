@@ -64,6 +64,74 @@ def test_a_call_cut_off_by_the_limit_is_no_call(server: ServerProcess) -> None:
     assert choice.message.content == ANSWER[:40]
 
 
+OTHER: Any = {"type": "function", "function": {"name": "find_all", "parameters": {"type": "object", "properties": {}}}}
+BEGINNING = '<tool_call>\n{"name": "find", "arguments": '
+
+
+@pytest.fixture(scope="module")
+def unwilling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A model that would rather write x than begin a call, and goes on with arguments and nonsense."""
+    root = tmp_path_factory.mktemp("unwilling")
+    encoded = byte_tokenizer().apply_chat_template(
+        MESSAGES, tools=[TOOL, OTHER], add_generation_prompt=True, return_dict=True
+    )
+    num_begun = len(byte_tokenizer().encode(BEGINNING))
+    text = "x" * num_begun + json.dumps(ARGUMENTS, ensure_ascii=False) + " and so on"
+    path = make_reciting_checkpoint(root / "model", text, num_prompt_tokens=len(encoded["input_ids"]))
+    model = ServedModel(path, "recites", dtype="float32", max_model_len=400)
+    with serving(model, engine="embedded", log=root / "log", timeout_seconds=120) as running:
+        yield running
+
+
+def force(server: ServerProcess, choice: Any, **options: Any) -> Any:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    options = {"temperature": 0, "tools": [TOOL, OTHER], "tool_choice": choice} | options
+    return client.chat.completions.create(model="recites", messages=MESSAGES, **options)
+
+
+NAMED: Any = {"type": "function", "function": {"name": "find"}}
+
+
+def test_a_named_call_is_forced(unwilling: ServerProcess) -> None:
+    assert (force(unwilling, "auto").choices[0].message.content or "").startswith("xxx")
+    answer = force(unwilling, NAMED, n=2)
+    for choice in answer.choices:
+        (call,) = choice.message.tool_calls
+        assert choice.finish_reason == "tool_calls" and not choice.message.content
+        assert call.function.name == "find" and json.loads(call.function.arguments) == ARGUMENTS
+    pieces = [c for chunk in force(unwilling, NAMED, stream=True) for c in chunk.choices[0].delta.tool_calls or []]
+    assert pieces[0].function.name == "find"
+    assert json.loads("".join(piece.function.arguments or "" for piece in pieces)) == ARGUMENTS
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_some_call_is_forced(unwilling: ServerProcess, temperature: float) -> None:
+    choice = force(unwilling, "required", temperature=temperature, seed=3, max_tokens=120).choices[0]
+    if choice.finish_reason == "length":  # the arguments of a model that knows none may go on for ever
+        assert choice.message.content.startswith('<tool_call>\n{"name": "find')
+    else:
+        assert choice.message.tool_calls[0].function.name in ("find", "find_all")
+        assert isinstance(json.loads(choice.message.tool_calls[0].function.arguments), dict)
+
+
+def test_what_cannot_be_forced_is_refused(unwilling: ServerProcess) -> None:
+    for choice, tools in (("required", []), ({"type": "function", "function": {"name": "nobody"}}, [TOOL])):
+        with pytest.raises(openai.BadRequestError) as told:
+            force(unwilling, choice, tools=tools)
+        assert told.value.param == "tool_choice"
+
+
+def test_an_object_is_an_object(unwilling: ServerProcess) -> None:
+    client = openai.OpenAI(base_url=f"{unwilling.url}/v1", api_key="none", max_retries=0)
+    wanted: Any = {"type": "json_object"}
+    choice = client.chat.completions.create(
+        model="recites", messages=MESSAGES, response_format=wanted, max_tokens=150, temperature=1, seed=1
+    ).choices[0]
+    assert choice.message.content and choice.message.content.startswith("{")
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content), dict)
+
+
 def test_chat_shows_calls_as_people_write_them(server: ServerProcess) -> None:
     talk = chat.Talk(server.url, "recites", [TOOL])
     shown = "".join(talk.ask(MESSAGES[0]["content"]))

@@ -7,7 +7,8 @@ from typing import Any
 from tunesmith.serve.embedded.answers import Envelope, Usage, chat_logprobs
 from tunesmith.serve.embedded.chat_text import ChatText
 from tunesmith.serve.embedded.checkpoint import Checkpoint
-from tunesmith.serve.embedded.requests import BadRequest, parse_chat
+from tunesmith.serve.embedded.forced import CallForm, Guide, call_form
+from tunesmith.serve.embedded.requests import BadRequest, ChatRequest, parse_chat
 from tunesmith.serve.embedded.sequence import Answer, Output, TokenLogprob
 
 
@@ -28,8 +29,15 @@ class ChatExchange:
         prompt = checkpoint.encode_chat(request.messages, request.tools)
         finds_calls = bool(request.tools)
         decode = checkpoint.decode_all if finds_calls else checkpoint.decode_visible
+        self._form = _form(checkpoint, request)
         self.answers = [
-            Answer(prompt, self.wish.sampling_for(len(prompt), checkpoint.max_model_len, i), checkpoint.eos_ids, decode)
+            Answer(
+                prompt,
+                self.wish.sampling_for(len(prompt), checkpoint.max_model_len, i),
+                checkpoint.eos_ids,
+                decode,
+                _guide(checkpoint, request, self._form),
+            )
             for i in range(self.wish.num_choices)
         ]
         self._texts = [
@@ -54,7 +62,10 @@ class ChatExchange:
     def add(self, index: int, output: Output) -> list[dict[str, Any]]:
         """Take what a choice gained; return the chunks it makes."""
         text = self._texts[index]
-        deltas = text.add(output.text)
+        guide = self.answers[index].guide
+        is_whole_call = bool(self._form and output.finish_reason and guide and guide.is_done)
+        # The model stops behind the arguments; what closes a call says nothing.
+        deltas = text.add(output.text + (self._form.after if self._form and is_whole_call else ""))
         self._logprobs[index] += output.logprobs
         if output.finish_reason:
             deltas += text.finish()
@@ -106,3 +117,23 @@ class ChatExchange:
         for special in self._checkpoint.tokenizer.special_texts:
             text = text.replace(special, "")
         return text
+
+
+def _form(checkpoint: Checkpoint, request: ChatRequest) -> CallForm | None:
+    if not request.forced:
+        return None
+    assert checkpoint.template is not None
+    form = call_form(checkpoint.template, request.tools)
+    if form is None:
+        message = "tool_choice cannot force a call: the model's chat template does not write calls as JSON."
+        raise BadRequest(message, param="tool_choice")
+    return form
+
+
+def _guide(checkpoint: Checkpoint, request: ChatRequest, form: CallForm | None) -> Guide | None:
+    if form is None:
+        return Guide((), (), checkpoint.pieces) if request.wants_object else None
+    if len(request.forced) == 1:
+        return Guide(checkpoint.tokenizer.encode(form.before + request.forced[0] + form.between), (), checkpoint.pieces)
+    options = [name + form.between for name in request.forced]
+    return Guide(checkpoint.tokenizer.encode(form.before), options, checkpoint.pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ class Checkpoint:
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of a plain text, begun as the tokenizer begins texts."""
         return [*self.prefix_ids, *self.tokenizer.encode(text)]
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The text that each id adds behind other text; special tokens add none, a part of a letter adds U+FFFD."""
+        before = self.tokenizer.encode("a")
+        length = len(self.decode_all(before))
+        special = set(self.tokenizer.special_texts.values())
+        return ["" if i in special else self.decode_all([*before, i])[length:] for i in range(self.tokenizer.id_limit)]
 
     def decode_visible(self, ids: Sequence[int]) -> str:
         """Return text without special tokens."""

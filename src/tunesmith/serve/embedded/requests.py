@@ -18,7 +18,6 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0, None),
     "repetition_penalty": (1, None),
     "logit_bias": ({}, None),
-    "response_format": ({"type": "text"}, None),
     "best_of": (1, None),
     "suffix": ("", None),
     "modalities": (["text"], None),
@@ -41,6 +40,7 @@ _CHAT = _COMMON | {
     "parallel_tool_calls",
     "max_completion_tokens",
     "top_logprobs",
+    "response_format",
 }
 _COMPLETION = _COMMON | {"prompt", "echo"}
 _MAX_CHOICES = 128
@@ -97,6 +97,8 @@ class ChatRequest:
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
     parallel_tool_calls: bool = True
+    forced: tuple[str, ...] = ()  # the answer must be a call of one of these
+    wants_object: bool = False  # the answer must be a JSON object
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,17 @@ def parse_chat(document: Any) -> ChatRequest:
         num_logprobs = body.whole("top_logprobs", 0, 0, _MAX_LOGPROBS)
     elif body.values.get("top_logprobs"):
         raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    tools, forced = _tools(body)
+    wants_object = _wants_object(body)
+    if wants_object and tools:
+        raise BadRequest("response_format cannot be combined with tools here.", param="response_format")
     limit = "max_completion_tokens" if body.values.get("max_completion_tokens") is not None else "max_tokens"
     return ChatRequest(
         wish=_wish(body, limit, num_logprobs),
         messages=tuple(_message(message, f"messages[{i}]") for i, message in enumerate(messages)),
-        tools=_tools(body),
+        tools=tools,
+        forced=forced,
+        wants_object=wants_object,
         parallel_tool_calls=body.switch("parallel_tool_calls", True),
     )
 
@@ -225,20 +233,41 @@ def _wish(body: _Body, limit: str, num_logprobs: int | None, default_max_tokens:
     )
 
 
-def _tools(body: _Body) -> tuple[dict[str, Any], ...]:
-    """Return the tools on offer: none under `tool_choice` none."""
+def _tools(body: _Body) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Return the tools on offer, none under `tool_choice` none, and the names of which one must be called."""
     tools, choice = body.values.get("tools") or [], body.values.get("tool_choice")
     if not isinstance(tools, list):
         raise BadRequest("tools must be a list.", param="tools")
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRequest(f"tools[{i}] must be {{type: function, function: {{name: …}}}}.", param=f"tools[{i}]")
-    if choice not in (None, "none", "auto"):
-        raise BadRequest("tool_choice may be none or auto: this server cannot force a call.", param="tool_choice")
-    if choice == "auto" and not tools:
+    if choice in (None, "none") or (choice == "auto" and tools):
+        return (() if choice == "none" else tuple(tools)), ()
+    if choice in ("auto", "required") and not tools:
         raise BadRequest("tool_choice needs tools.", param="tool_choice")
-    return () if choice == "none" else tuple(tools)
+    names = [tool["function"]["name"] for tool in tools]
+    if choice == "required":
+        return tuple(tools), tuple(dict.fromkeys(names))
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        allowed = 'none, auto, required or {"type": "function", "function": {"name": …}}'
+        raise BadRequest(f"tool_choice must be {allowed}.", param="tool_choice")
+    if function["name"] not in names:
+        raise BadRequest(f"tool_choice names {function['name']!r}, which is not among the tools.", param="tool_choice")
+    return tuple(tools), (function["name"],)
+
+
+def _wants_object(body: _Body) -> bool:
+    wanted = body.values.get("response_format")
+    if wanted in (None, {"type": "text"}):
+        return False
+    if wanted == {"type": "json_object"}:
+        return True
+    raise BadRequest(
+        "response_format is not supported by this server beyond {type: text} and {type: json_object}.",
+        param="response_format",
+    )
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:

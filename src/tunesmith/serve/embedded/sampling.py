@@ -5,9 +5,12 @@ Shapes: R rows, V vocabulary, K most likely tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from tunesmith.serve.embedded.forced import Guide
 from tunesmith.serve.embedded.sequence import Answer, Sampling, TokenLogprob
 
 # Sorting a vocabulary costs more than a small model's whole step; as a rule top-p ends among these.
@@ -26,7 +29,34 @@ def choose(logits_RV: Tensor, answers: list[Answer]) -> list[int]:
         uniforms = [answers[row].random() for row in drawn]
         for row, token_id in zip(drawn, draw(logits_RV[drawn], settings, uniforms), strict=True):
             chosen[row] = token_id
+    for row, answer in enumerate(answers):
+        if answer.guide is not None:
+            chosen[row] = _guided(logits_RV[row].float(), answer, answer.guide)
     return chosen
+
+
+def _guided(logits_V: Tensor, answer: Answer, guide: Guide) -> int:
+    """Choose among the tokens that a forced answer may go on with; top-p and top-k do not apply to them.
+
+    Raises:
+        ValueError: no token of the vocabulary fits.
+    """
+
+    def best_first() -> Iterator[int]:
+        order_V = logits_V
+        if answer.sampling.temperature > 0:
+            # Sorting noisy scores draws without replacement by the tokens' shares (Gumbel).
+            generator = torch.Generator().manual_seed(int(answer.random() * 2**53))
+            noise_V = -torch.empty(logits_V.shape[0]).exponential_(generator=generator).log()
+            order_V = logits_V.cpu() / answer.sampling.temperature + noise_V
+        # As a rule one of the first few fits: only else is the whole vocabulary put in order.
+        yield from order_V.topk(min(64, order_V.shape[0])).indices.tolist()
+        yield from order_V.argsort(descending=True).tolist()
+
+    token_id = guide.take(best_first())
+    if token_id is None:
+        raise ValueError("no token of the vocabulary goes on with the form that the answer must have")
+    return token_id
 
 
 def draw(logits_RV: Tensor, settings: list[Sampling], uniforms: list[float]) -> list[int]:

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tunesmith.serve.embedded.forced import Guide
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -106,11 +108,19 @@ class Answer:
         prompt: token ids, at least one.
         eos_ids: ids that end the answer.
         decode: ids to text, special tokens kept or not as the request needs.
+        guide: the form that the answer must have; it ends when that is complete.
     """
 
-    def __init__(self, prompt: list[int], sampling: Sampling, eos_ids: frozenset[int], decode: Decode) -> None:
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        eos_ids: frozenset[int],
+        decode: Decode,
+        guide: Guide | None = None,
+    ) -> None:
         assert prompt, "a prompt without a token"
-        self.prompt, self.sampling = prompt, sampling
+        self.prompt, self.sampling, self.guide = prompt, sampling, guide
         self.generated: list[int] = []
         self.cancelled = False
         self.finish_reason: str | None = None
@@ -132,11 +142,11 @@ class Answer:
     def push(self, token_id: int, logprob: TokenLogprob | None) -> Output:
         """Take the next token; return what became certain, with the reason when this was the last."""
         self.generated.append(token_id)
-        ended = token_id in self._eos_ids and not self.sampling.ignore_eos
+        ended = token_id in self._eos_ids and not self.sampling.ignore_eos and self.guide is None
         text = "" if ended else self._text.push(token_id)
         if logprob is not None and not ended:
             self._logprobs.append(logprob)
-        if ended or self._text.stopped:
+        if ended or self._text.stopped or (self.guide is not None and self.guide.is_done):
             self.finish_reason = "stop"
         elif len(self.generated) >= self.sampling.max_tokens:
             self.finish_reason = "length"
