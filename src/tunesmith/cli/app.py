@@ -94,7 +94,11 @@ VERBS = (
         "compare",
         "runs",
         "put the numbers of runs side by side",
-        ("tunesmith compare latest 20260131-142233-mine", "tunesmith compare quickstart mine --json"),
+        (
+            "tunesmith compare latest 20260131-142233-mine",
+            "tunesmith compare quickstart mine --json",
+            "tunesmith compare one two --html compared.html",
+        ),
     ),
     Verb(
         "gate",

@@ -66,18 +66,33 @@ def _show_one(run: RunDir, *, as_json: bool) -> int:
 
 def add_arguments_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", help="two or more runs: directories, names, recipe names, or `latest`")
+    parser.add_argument("--all", action="store_true", help="show numbers that are equal, too")
+    parser.add_argument("--html", metavar="FILE", help="write a page with every item that was fixed or broken")
     _add_common(parser)
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    from tunesmith.compare import compare
+    from tunesmith.compare.runs import compare
     from tunesmith.store.run_dir import find_run
 
-    comparison = compare([find_run(word, args.output_dir) for word in args.runs])
+    runs = [find_run(word, args.output_dir) for word in args.runs]
+    comparison = compare(runs)
+    if args.html:
+        from pathlib import Path
+
+        from tunesmith.compare.page import page
+        from tunesmith.store.files import write_text
+
+        write_text(Path(args.html), page(comparison, runs))
     if args.json:
         print(json.dumps(comparison.to_json(), indent=2))
         return 0
-    _print_columns(comparison.rows())
+    if args.html:
+        print(args.html)
+        return 0
+    _print_columns(comparison.rows(everything=args.all))
+    if comparison.items:
+        print("\nitem by item")
     for sentence in comparison.item_sentences():
         print(sentence)
     return 0

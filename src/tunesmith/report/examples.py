@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,17 @@ def _example(item: dict[str, Any], kind: str) -> Example:
         reference=_text(reference, lines_of_other=lacking),
         answers=tuple(_given(_answer(item, model), model, reference) for model in models),
     )
+
+
+def compared(before: dict[str, Any], after: dict[str, Any], *, kind: str, names: tuple[str, str]) -> Example:
+    """Return one item as two runs' tuned models answered it, each answer under its run's name."""
+    whole = _example(after, kind)
+    answers = [
+        _given(_answer(item, "tuned"), name, _plain(item.get("reference", "")))
+        for item, name in zip((before, after), names, strict=True)
+    ]
+    title = {"fixed": f"Fixed by {names[1]}", "broken": f"Broken by {names[1]}"}[kind]
+    return replace(whole, title=title, answers=tuple(answers))
 
 
 def _given(answer: dict[str, Any], model: str, reference: str) -> Given:

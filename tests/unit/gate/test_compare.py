@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tunesmith.artifacts import Checkpoint, Scores, Verdict
-from tunesmith.compare import compare, item_differences
+from tunesmith.cli.app import main
+from tunesmith.compare.items import item_differences
+from tunesmith.compare.runs import compare
 from tunesmith.errors import StageError
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
@@ -61,7 +63,10 @@ def test_numbers_side_by_side(tmp_path: Path) -> None:
     assert "evaluate.text.exact_match.tuned_low" not in lines
     rows = found.rows()
     assert rows[0] == ["", "one", "two", "empty"] and all(len(row) == 4 for row in rows)
-    assert ["train.final_loss", "0.5", "0.25", "–"] in rows
+    assert ["  train.final_loss", "0.5", "0.25", "–"] in rows and ["training", "", "", ""] in rows
+    assert ["  train.final_loss", "0.5", "0.25", "-0.25 (-50.0 %)"] in compare([one, two]).rows()
+    paths = [row[0].strip() for row in compare([one, two]).rows(everything=False)]
+    assert "train.final_loss" in paths and "train.num_steps" not in paths
     json.dumps(found.to_json())
 
 
@@ -79,7 +84,10 @@ def test_items_fixed_and_broken(tmp_path: Path) -> None:
     assert (found.num_right_in_both, found.num_wrong_in_both, found.num_not_comparable) == (1, 1, 3)
     sentences = compare([one, two]).item_sentences()
     assert sentences[0].startswith("text: two fixed 1 and broke 1 of 4 items against one")
-    assert sentences[1:] == ["  fixed: f", "  broken: b"]
+    assert sentences[1].startswith("  correct: 0.5 → 0.5 (+0, 95 % ") and sentences[1].endswith(
+        "no difference was seen"
+    )
+    assert sentences[2:] == ["  fixed: f", "  broken: b"]
 
 
 def test_an_item_with_another_prompt_is_another_item(tmp_path: Path) -> None:
@@ -99,3 +107,71 @@ def test_broken_items_are_one_clear_error(tmp_path: Path) -> None:
     two.items("text").write_text("{broken")
     with pytest.raises(StageError, match="the items of task text cannot be read"):
         compare([one, two])
+
+
+def test_common_items_are_compared_with_paired_statistics(tmp_path: Path) -> None:
+    """The same figures as scipy gives: exact McNemar for right-or-wrong, randomisation for scores."""
+    from scipy.stats import binomtest
+
+    before = {str(i): i % 4 == 0 for i in range(120)}
+    after = {str(i): i % 4 == 0 or i % 3 == 0 for i in range(120)} | {"0": False}
+    one, two = make_run(tmp_path / "one", 0.5, dict(before)), make_run(tmp_path / "two", 0.5, dict(after))
+    for run, right in ((one, before), (two, after)):
+        lines = [json.loads(line) for line in run.items("text").read_text().splitlines()]
+        for line in lines:
+            line["tuned"]["scores"] = {"rougeL": 0.9 if right[line["id"]] else 0.4, "odd": None}
+        run.items("text").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = item_differences(one, two)
+    right, rouge = found.changes
+    assert (right.metric, right.before, right.after) == ("correct", 0.25, sum(after.values()) / 120)
+    assert right.p_value == pytest.approx(binomtest(1, len(found.fixed) + 1).pvalue, rel=1e-9)
+    assert right.verdict == "improved" and right.difference_low > 0
+    assert rouge.metric == "rougeL" and rouge.p_value < 0.001
+    assert rouge.difference == pytest.approx(0.5 * right.difference)
+
+
+def test_lower_is_better_where_the_record_says_so(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 0.5, {str(i): True for i in range(40)}) for name in ("one", "two")]
+    for run, value in zip(runs, (3.0, 2.0), strict=True):
+        lines = [json.loads(line) for line in run.items("text").read_text().splitlines()]
+        for index, line in enumerate(lines):
+            line["tuned"]["scores"] = {"perplexity": value + index / 100}
+        run.items("text").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        scores = run.load(Scores)
+        scores.tasks["text"]["perplexity"] = {"tuned": value, "better": "lower"}
+        run.save(scores)
+    (found,) = item_differences(*runs)
+    assert [(change.metric, change.verdict) for change in found.changes][1] == ("perplexity", "improved")
+
+
+def test_costs(tmp_path: Path) -> None:
+    one, two = (make_run(tmp_path / name, 0.5, {"a": True}) for name in ("one", "two"))
+    one.write_run({"stages": {"train": {"seconds": 10.0}, "serve": {"seconds": 3.0}, "evaluate": {"seconds": 4.0}}})
+    lines = {line.path: line.values for line in compare([one, two]).lines}
+    assert lines["cost.total_seconds"] == (14.0, None) and lines["cost.train_seconds"] == (10.0, None)
+
+
+def test_page_and_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import finished_runs
+
+    one = finished_runs.write(tmp_path / "one")
+    two = finished_runs.write(tmp_path / "two<script>")
+    text = two.items("function_calls").read_text().splitlines()[:-1]
+    items = [json.loads(line) for line in text]
+    for item in items[:3]:
+        item["tuned"] = {"answer": 'book_table({"city": "Rome"})', "correct": False, "error": "wrong_value"}
+    for run in (one, two):
+        for task in ("function_calls", "text"):
+            whole = [line for line in run.items(task).read_text().splitlines() if not line.endswith("cut")]
+            run.items(task).write_text("\n".join(whole) + "\n")
+    two.items("function_calls").write_text("".join(json.dumps(item) + "\n" for item in items))
+    assert main(["compare", str(one.path), str(two.path)]) == 0
+    told = capsys.readouterr().out
+    assert "function_calls: two<script> fixed 0 and broke 2 of 9 items against one" in told
+    assert main(["compare", str(one.path), str(two.path), "--html", str(tmp_path / "c.html")]) == 0
+    page = (tmp_path / "c.html").read_text()
+    assert "Broken by two&lt;script&gt;" in page and "<script>&" not in page and "two<script>" not in page
+    assert page.count("<article") == 2 and "<mark>  city = &#34;Rome&#34;\n</mark>" in page
+    assert main(["compare", str(one.path), str(two.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.partition("c.html\n")[2])
+    assert found["items"][0]["broken"] == ["rows/held_out.jsonl:1#2", "rows/held_out.jsonl:2#2"]
