@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -20,8 +21,10 @@ LFS_SUFFIXES = (".safetensors", ".bin")
 class HubStub:
     """One account's Hub. `refuse` maps the start of a request (`POST /api/repos`) to the status it gets."""
 
-    def __init__(self, *, token: str = "hf_stub", refuse: dict[str, int] | None = None) -> None:
-        self.token, self.refuse = token, refuse or {}
+    def __init__(
+        self, *, token: str = "hf_stub", refuse: dict[str, int] | None = None, seconds_per_blob: float = 0.0
+    ) -> None:
+        self.token, self.refuse, self.seconds_per_blob = token, refuse or {}, seconds_per_blob
         self.repos: dict[str, bool] = {}  # repo id -> private
         self.files: dict[str, bytes] = {}
         self.blobs: dict[str, bytes] = {}  # LFS objects by sha256
@@ -82,6 +85,7 @@ class HubStub:
                 return status, {"error": "refused by the test"}, ""
         if path.startswith("/_lfs/"):  # storage behind signed addresses: no token
             oid = path.removeprefix("/_lfs/")
+            time.sleep(self.seconds_per_blob)
             assert hashlib.sha256(body).hexdigest() == oid
             self.blobs[oid] = body
             return 200, {}, ""

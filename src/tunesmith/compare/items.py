@@ -117,13 +117,19 @@ def _changes(task: str, both: Mapping[str, tuple[Item, Item]], after: RunDir) ->
     if not both:
         return
     records = after.load(Scores).tasks.get(task, {})
-    names = [CORRECT, *dict.fromkeys(name for pair in both.values() for name in _scores(pair[1]))]
-    for name in names:
-        pairs = [(_value(old, name), _value(new, name)) for old, new in both.values()]
-        known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        lower_is_better = records.get(name, {}).get("better") == "lower"
-        if known:
-            yield _change(name, known, higher_is_better=not lower_is_better)
+    right = _pairs(CORRECT, both)
+    scored = {name: _pairs(name, both) for pair in both.values() for name in _scores(pair[1])}
+    if right not in scored.values():  # as accuracy, it would be told twice
+        yield _change(CORRECT, right, higher_is_better=True)
+    for name, pairs in scored.items():
+        if pairs:
+            yield _change(name, pairs, higher_is_better=records.get(name, {}).get("better") != "lower")
+
+
+def _pairs(metric: str, both: Mapping[str, tuple[Item, Item]]) -> list[tuple[float, float]]:
+    """Return (before, after) of every item that has the metric in both runs."""
+    pairs = [(_value(old, metric), _value(new, metric)) for old, new in both.values()]
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
 def _change(metric: str, pairs: list[tuple[float, float]], *, higher_is_better: bool) -> Change:

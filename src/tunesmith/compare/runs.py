@@ -40,6 +40,12 @@ class Line:
         return self.path.split(".")[0]
 
     @property
+    def is_a_result(self) -> bool:
+        """Whether it is what runs are judged by: a metric of the tuned model, or the gate."""
+        explains = self.path.endswith((".base", ".num_items", ".verdict", ".seconds"))
+        return self.section == "gate" or (self.section == "evaluate" and not explains)
+
+    @property
     def differs(self) -> bool:
         """Whether the runs do not all have the same."""
         return any(value != self.values[0] for value in self.values)
@@ -62,7 +68,7 @@ class Comparison:
         found = []
         for section, head in _HEADS.items():
             of_section = [line for line in self.lines if line.section == section]
-            shown = [line for line in of_section if everything or line.differs or section in ("evaluate", "gate")]
+            shown = [line for line in of_section if everything or line.differs or line.is_a_result]
             if shown:
                 found.append((head, shown))
         return found

@@ -157,8 +157,7 @@ def compared(before: dict[str, Any], after: dict[str, Any], *, kind: str, names:
         _given(_answer(item, "tuned"), name, _plain(item.get("reference", "")))
         for item, name in zip((before, after), names, strict=True)
     ]
-    title = {"fixed": f"Fixed by {names[1]}", "broken": f"Broken by {names[1]}"}[kind]
-    return replace(whole, title=title, answers=tuple(answers))
+    return replace(whole, title=kind.capitalize(), answers=tuple(answers))
 
 
 def _given(answer: dict[str, Any], model: str, reference: str) -> Given:

@@ -170,7 +170,12 @@ def test_page_and_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "function_calls: two<script> fixed 0 and broke 2 of 9 items against one" in told
     assert main(["compare", str(one.path), str(two.path), "--html", str(tmp_path / "c.html")]) == 0
     page = (tmp_path / "c.html").read_text()
-    assert "Broken by two&lt;script&gt;" in page and "<script>&" not in page and "two<script>" not in page
+    assert (
+        ">Broken</span>" in page
+        and "two&lt;script&gt; · " in page
+        and "<script>&" not in page
+        and "two<script>" not in page
+    )
     assert page.count("<article") == 2 and "<mark>  city = &#34;Rome&#34;\n</mark>" in page
     assert main(["compare", str(one.path), str(two.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.partition("c.html\n")[2])

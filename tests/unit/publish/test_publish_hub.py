@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("huggingface_hub", reason="extra `hub`")
 
 from tests.fakes.hub_stub import HubStub
 from tests.unit.publish.publish_case import make_run
+from tunesmith.artifacts import Weights
 from tunesmith.store import files
 
 ROOT = Path(__file__).parents[3]
@@ -36,16 +38,23 @@ except TunesmithError as error:
 """
 
 
-def push(stub_url: str, run: Path, tmp_path: Path, *, token: str = "hf_stub", private: bool = True) -> dict[str, Any]:
+def start(
+    stub_url: str, run: Path, tmp_path: Path, *, token: str = "hf_stub", private: bool = True
+) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": stub_url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "REPO": "m1"}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {"HF_TOKEN": token} if token else {}
     command = [sys.executable, "-c", PUSH, str(ROOT), str(run), "private" if private else "public"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "hf_stub" not in done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def push(stub_url: str, run: Path, tmp_path: Path, *, token: str = "hf_stub", private: bool = True) -> dict[str, Any]:
+    process = start(stub_url, run, tmp_path, token=token, private=private)
+    told, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    assert "hf_stub" not in told + complaints
+    found: dict[str, Any] = json.loads(told.splitlines()[-1])
     return found
 
 
@@ -86,6 +95,33 @@ def test_a_push_that_broke_off_goes_on(tmp_path: Path) -> None:
         assert set(hub.files) > {"model.safetensors", "manifest.json"}
 
 
+def test_a_push_killed_between_two_files_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    record = run.load(Weights)
+    for number in range(9):
+        name = f"extra-{number}.safetensors"
+        files.write_bytes(run.merged / name, bytes([number]) * 100_000)
+        record.files[name] = files.sha256(run.merged / name)
+    run.save(record)
+    with HubStub(seconds_per_blob=0.5) as hub:
+        process = start(hub.url, run.path, tmp_path)
+        limit = time.monotonic() + 60
+        while len(hub.blobs) < 2:
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        time.sleep(0.8)  # what was under way has arrived
+        num_there = len(hub.blobs)
+        assert 2 <= num_there < 10 and hub.files == {} and hub.commits == []
+        hub.seconds_per_blob = 0.0
+        hub.requests.clear()
+        assert "targets" in push(hub.url, run.path, tmp_path)
+        sent = [request for request in hub.requests if request.startswith("PUT")]
+        assert len(sent) == 10 - num_there, "only what was missing"
+        assert len(hub.files) == 6 + 9 and len(hub.commits) == 1
+
+
 def test_a_public_repository_gets_no_private_model(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with HubStub() as hub:
@@ -102,6 +138,8 @@ def test_a_public_repository_gets_no_private_model(tmp_path: Path) -> None:
         ({}, "hf_wrong_token_here", "PublishError", "(401): the token is not accepted"),
         ({"POST /api/repos": 403, "GET /api/models": 403}, "hf_stub", "PublishError", "(403): the token may not write"),
         ({"POST /api/models/me/m1/commit": 400}, "hf_stub", "PublishError", "(400)"),
+        ({"POST /api/models/me/m1/preupload": 500}, "hf_stub", "PublishError", "(500)"),
+        ({"PUT /_lfs": 403}, "hf_stub", "PublishError", "(403)"),
         ({}, "", "EnvironmentProblem", "needs a token"),
     ],
 )
