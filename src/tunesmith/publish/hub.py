@@ -79,11 +79,24 @@ def _is_stale(name: str, package: Package) -> bool:
     return name not in package.files and any(fnmatch.fnmatch(name, pattern) for pattern in _STALE_WEIGHTS)
 
 
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status behind an error; the client wraps those of its uploads in others."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _refused(error: Exception, repo_id: str, endpoint: str) -> PublishError:
     """Turn whatever the client raised into one sentence; never show a token."""
     where = f"{endpoint}/{repo_id}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     words = redact(" ".join(str(error).split()))[:300]
+    if type(error).__name__ == "RuntimeError" and status is not None:  # an upload to the storage behind the Hub
+        do = "run the same command again: files that arrived are not sent again"
+        return PublishError(f"the Hub's storage refused ({status}): {words}", where=where, do=do)
     if status in _CAUSES:
         what, do = _CAUSES[status]
         return PublishError(f"the Hub refused ({status}): {what}", where=where, do=do)

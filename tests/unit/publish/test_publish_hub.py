@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[3]
 
 # The client reads its settings when it is imported, so each push is a process of its own.
 PUSH = """
-import json, sys
+import json, sys, time
+time.sleep = lambda seconds: None  # the client waits longer and longer before it tries again
 sys.path.insert(0, sys.argv[1])
 from tests.unit.publish.publish_case import make_recipe
 from tunesmith.errors import TunesmithError
@@ -139,7 +140,7 @@ def test_a_public_repository_gets_no_private_model(tmp_path: Path) -> None:
         ({"POST /api/repos": 403, "GET /api/models": 403}, "hf_stub", "PublishError", "(403): the token may not write"),
         ({"POST /api/models/me/m1/commit": 400}, "hf_stub", "PublishError", "(400)"),
         ({"POST /api/models/me/m1/preupload": 500}, "hf_stub", "PublishError", "(500)"),
-        ({"PUT /_lfs": 403}, "hf_stub", "PublishError", "(403)"),
+        ({"PUT /_lfs": 403}, "hf_stub", "PublishError", "the Hub's storage refused (403)"),
         ({}, "", "EnvironmentProblem", "needs a token"),
     ],
 )
