@@ -343,7 +343,7 @@ def run_in_process(name: str, recipe: Recipe, run_dir: RunDir) -> Artifact:
 
         return training.run(recipe, run_dir)
     if name == "merge":
-        from tunesmith import merge as merging
+        from tunesmith.merge import stage as merging
 
         return merging.run(recipe, run_dir)
     stage = next(stage for stage in STAGES if stage.name == name)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
 from tests.parity.test_adapters_peft import TIED, VARIANTS, randomise, variant  # noqa: E402
-from tunesmith import merge  # noqa: E402
 from tunesmith.artifacts import Checkpoint  # noqa: E402
-from tunesmith.errors import MergeError, ModelError  # noqa: E402
+from tunesmith.errors import ModelError  # noqa: E402
+from tunesmith.merge import stage as merge  # noqa: E402
 from tunesmith.model.companions import write_companions  # noqa: E402
 from tunesmith.store.run_dir import RunDir  # noqa: E402
 
@@ -79,6 +79,15 @@ def test_variants_are_bit_identical_in_float32(tmp_path: Path, family: str, name
     assert config["tie_word_embeddings"] == ties
 
 
+def units_apart(ours: torch.Tensor, exact: torch.Tensor) -> int:
+    """Return how many steps of the number format lie between two tensors, at most."""
+    ordered = []
+    for tensor in (ours, exact.to(ours.dtype)):
+        bits = tensor.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.int32).long()
+        ordered.append(torch.where(bits < 0, -(bits & (2 ** (8 * tensor.dtype.itemsize - 1) - 1)), bits))
+    return int((ordered[0] - ordered[1]).abs().max())
+
+
 @pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])
 def test_whole_modules_take_the_number_format_of_the_merge(tmp_path: Path, base_dtype: str) -> None:
     base = tiny.write_model(tmp_path / "base", "qwen2", dtype=base_dtype)
@@ -86,31 +95,38 @@ def test_whole_modules_take_the_number_format_of_the_merge(tmp_path: Path, base_
     merge.run(tiny.recipe_for(base, tmp_path), run_dir)
     ours, exact = load_file(run_dir.merged / "model.safetensors"), load_file(tmp_path / "theirs/model.safetensors")
     for name, tensor in ours.items():
-        assert torch.equal(tensor, exact[name].to(getattr(torch, base_dtype))), name
+        assert units_apart(tensor, exact[name]) <= (base_dtype == "bfloat16"), name
     before = load_file(base / "model.safetensors")
     assert not torch.equal(before["model.embed_tokens.weight"], ours["model.embed_tokens.weight"])
     assert torch.equal(before["lm_head.weight"], ours["lm_head.weight"])
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-@pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"]], ids=" ".join)
-def test_an_adapter_that_unties_is_not_merged(tmp_path: Path, names: list[str]) -> None:
-    base = tiny.write_model(tmp_path / "base", tied=True)
-    run_dir = trained_by_peft(tmp_path, base, use_dora=False, modules_to_save=names)
-    with pytest.raises((ModelError, MergeError), match=r"an embedding of its own|no tensor 'lm_head.weight'"):
-        merge.run(tiny.recipe_for(base, tmp_path), run_dir)
-    assert not run_dir.merged.exists()
-
-
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_within_one_unit_in_bfloat16(tmp_path: Path, use_dora: bool) -> None:
-    base = tiny.write_model(tmp_path / "base", "llama", dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_within_one_unit_of_16_bits(tmp_path: Path, dtype: str, use_dora: bool) -> None:
+    base = tiny.write_model(tmp_path / "base", "llama", dtype=dtype)
     run_dir = trained_by_peft(tmp_path, base, use_dora=use_dora)  # PEFT in float32: the exact result
     merge.run(tiny.recipe_for(base, tmp_path), run_dir)
     ours, exact = load_file(run_dir.merged / "model.safetensors"), load_file(tmp_path / "theirs/model.safetensors")
     for name, tensor in ours.items():
-        assert tensor.dtype == torch.bfloat16
-        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name
+        assert tensor.dtype == getattr(torch, dtype)
+        assert units_apart(tensor, exact[name]) <= 1, name
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_within_one_unit_of_what_peft_makes_in_bfloat16(tmp_path: Path, use_dora: bool) -> None:
+    """PEFT rounds the change, and then the sum: a unit is that of the largest of the three."""
+    base = tiny.write_model(tmp_path / "base", "llama", dtype="bfloat16")
+    run_dir = trained_by_peft(tmp_path, base, use_dora=use_dora, dtype="bfloat16")
+    merge.run(tiny.recipe_for(base, tmp_path), run_dir)
+    ours, theirs = load_file(run_dir.merged / "model.safetensors"), load_file(tmp_path / "theirs/model.safetensors")
+    before = load_file(base / "model.safetensors")
+    for name, tensor in ours.items():
+        a, b, w = tensor.float(), theirs[name].float(), before[name].float()
+        largest = torch.stack([a.abs(), b.abs(), w.abs(), (b - w).abs()]).amax(0)
+        # DoRA takes PEFT three roundings (change, norm, product).
+        allowed = (1 + 2 * use_dora) * torch.exp2(torch.floor(torch.log2(largest.clamp_min(1e-30))) - 7)
+        assert ((a - b).abs() <= allowed).all(), name
 
 
 @pytest.mark.parametrize("method", ["qlora", "qdora"])
@@ -128,7 +144,7 @@ def test_four_bit_base_is_what_training_saw(tmp_path: Path, method: str, dtype: 
     # Some layers carry an adapter, all of them were in 4 bits.
     lora = tiny.schema.Lora(target_modules=("q_proj", "down_proj"))
     recipe = tiny.recipe_for(base, tmp_path, method=method, dtype=dtype, lora=lora)
-    recipe = dataclasses.replace(recipe, merge=tiny.schema.Merge(dtype="float32"))
+    recipe = dataclasses.replace(recipe, merge=tiny.schema.Merge(dtype="float32", fold_onto="nf4"))
     run_dir.save(stage.run(recipe, run_dir))
     weights = merge.run(recipe, run_dir)
     assert weights.proof["folded_onto"] == "the weights after NF4"
@@ -146,6 +162,18 @@ def test_four_bit_base_is_what_training_saw(tmp_path: Path, method: str, dtype: 
     untouched = "model.layers.1.mlp.up_proj.weight"
     moved = (merged.get_parameter(untouched) - original.get_parameter(untouched)).abs().max()
     assert moved > 1e-3, "layers without an adapter keep NF4's rounding, too"
+
+    # What is taken by itself is what is measured to be better, and the other way round for the other.
+    measured = dataclasses.replace(recipe, merge=tiny.schema.Merge(dtype="float32"))
+    proof = merge.run(measured, run_dir).proof
+    losses = {
+        "the weights after NF4": proof["loss_on_nf4_base"],
+        "the original weights": proof["loss_on_original_base"],
+    }
+    assert losses[proof["folded_onto"]] == min(losses.values()) and len(set(losses.values())) == 2
+    after_nf4 = AutoModelForCausalLM.from_pretrained(str(run_dir.merged), dtype=torch.float32)
+    changed = (after_nf4.get_parameter(untouched) - original.get_parameter(untouched)).abs().max()
+    assert (changed == 0) == (proof["folded_onto"] == "the original weights")
 
 
 def test_shards_index_and_companions(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ VERBS = (
         "show rows as the model sees them, convert exports",
         ("tunesmith data show recipe.yaml", "tunesmith data convert export.json --to rows.jsonl"),
     ),
+    Verb(
+        "merge",
+        "merging",
+        "fold adapters into their base model, without a GPU",
+        (
+            "tunesmith merge --base Qwen/Qwen2.5-0.5B-Instruct --adapter my-adapter --out merged",
+            "tunesmith merge --adapter a --weight 0.7 --adapter b --weight 0.3 --out both --json",
+        ),
+    ),
     Verb("runs", "runs", "list runs, or show one", ("tunesmith runs", "tunesmith runs latest --json")),
     Verb(
         "compare",

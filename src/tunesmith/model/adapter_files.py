@@ -146,16 +146,30 @@ def _target_names(model: Any, adapted: list[str], whole: list[str]) -> list[str]
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """One layer's share of an adapter, in float32."""
+    """Where one layer's share of an adapter lies."""
 
-    A: Tensor
-    B: Tensor
-    magnitude: Tensor | None
+    parts: Mapping[str, TensorInfo]  # by `_PARTS`' names
+    on_embedding: bool = False
+
+    def read_a(self) -> Tensor:
+        """Return A, (r, in), float32; of an embedding (r, vocabulary)."""
+        return self._part("A")
+
+    def read_b(self) -> Tensor:
+        """Return B, (out, r), float32."""
+        return self._part("B")
+
+    def read_magnitude(self) -> Tensor | None:
+        """Return DoRA's magnitude, (out), float32."""
+        return self._part("magnitude").flatten() if "magnitude" in self.parts else None
+
+    def _part(self, name: str) -> Tensor:
+        return read_tensor(self.parts[name]).to(torch.float32)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as read from disk.
+    """An adapter as described by its files.
 
     Attributes:
         layers: by the base model's module name.
@@ -172,21 +186,18 @@ class Adapter:
 
 
 def load_adapter(directory: Path) -> Adapter:
-    """Read an adapter in PEFT's format. Modules trained whole stay on the disk.
+    """Read the description of an adapter in PEFT's format. Its numbers stay on the disk.
 
     Raises:
-        ModelError: it is missing, damaged, or is no plain LoRA or DoRA (biases, other kinds of adapters, …).
+        ModelError: it is missing, damaged, or holds what is neither LoRA, DoRA nor a module of the base.
     """
-    try:
-        config = json.loads((directory / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the adapter cannot be read: {error}", where=str(directory)) from None
+    config = _read_config(directory)
     _refuse_the_unknown(config, directory)
     settings = AdapterSettings(
         r=int(config["r"]),
         alpha=float(config["lora_alpha"]),
         dropout=float(config.get("lora_dropout", 0.0)),
-        target_modules=_targets(config["target_modules"]),
+        target_modules=_targets(config.get("target_modules") or ()),
         use_dora=bool(config.get("use_dora", False)),
         use_rslora=bool(config.get("use_rslora", False)),
         rank_pattern={str(key): int(rank) for key, rank in (config.get("rank_pattern") or {}).items()},
@@ -194,58 +205,107 @@ def load_adapter(directory: Path) -> Adapter:
         modules_to_save=tuple(map(str, config.get("modules_to_save") or ())),
     )
     keeps_ties = bool(config.get("ensure_weight_tying", False))
-    layers, whole = _parts(directory, settings, keeps_ties=keeps_ties)
-    base, transposed = str(config.get("base_model_name_or_path", "")), bool(config.get("fan_in_fan_out", False))
+    biases = config.get("bias", "none") != "none"
+    layers, whole = _parts(directory, settings, keeps_ties=keeps_ties, biases=biases)
+    base, transposed = str(config.get("base_model_name_or_path") or ""), bool(config.get("fan_in_fan_out", False))
     return Adapter(settings, layers, transposed, base, whole, keeps_ties)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    if not (directory / CONFIG).is_file():
+        do = "give the directory that PEFT's save_pretrained wrote, or train/final of a run"
+        raise ModelError(f"this directory is no adapter: it has no {CONFIG}", where=str(directory), do=do)
+    if not (directory / WEIGHTS).is_file():
+        do = "copy the adapter again"
+        if (directory / "adapter_model.bin").is_file():
+            do = "its weights are in a pickle, which is not opened here; let PEFT load it and save it again"
+        raise ModelError(f"the adapter has no {WEIGHTS}", where=str(directory), do=do)
+    try:
+        config = json.loads((directory / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the adapter cannot be read: {error}", where=str(directory / CONFIG)) from None
+    missing = [key for key in ("r", "lora_alpha") if key not in config] if isinstance(config, dict) else ["r"]
+    if missing and config.get("peft_type", "LORA") == "LORA":
+        raise ModelError(f"the adapter's configuration has no {missing[0]!r}", where=str(directory / CONFIG))
+    return dict(config)
 
 
 def _targets(value: Any) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(map(str, value))
 
 
-_UNKNOWN = ("trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "alora_invocation_tokens")
+_UNKNOWN = (
+    "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "alora_invocation_tokens",
+    "arrow_config", "megatron_config",
+)  # fmt: skip
 
 
 def _refuse_the_unknown(config: dict[str, Any], directory: Path) -> None:
     unusual = [key for key in _UNKNOWN if config.get(key)]
-    if config.get("peft_type") != "LORA":
+    if config.get("peft_type", "LORA") != "LORA":
         unusual = [f"peft_type {config.get('peft_type')}"]
-    if unusual or config.get("bias", "none") != "none":
-        what = f"the adapter uses {', '.join(unusual) or 'bias'}, which is not supported"
+    if unusual:
+        what = f"the adapter uses {', '.join(unusual)}, which is not supported"
         raise ModelError(what, where=str(directory / CONFIG), do="merge it with PEFT")
 
 
+# What PEFT has called the parts since 0.3, with the adapter's name behind it in files that other programs saved.
+_PARTS = {
+    "lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude",
+    "lora_embedding_A": "A", "lora_embedding_B": "B",
+}  # fmt: skip
+_PART = re.compile(rf"(?P<layer>.+)\.(?P<part>{'|'.join(_PARTS)})(\.[^.]+)?(\.weight)?")
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)|^module(?=\.base_model\.)")
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save\.[^.]+|original_module)(?=\.)")
+_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)")
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name without what torch.compile, FSDP and PEFT put around the base model's own."""
+    return _WRAPPERS.sub("", name).lstrip(".").removeprefix(PREFIX)
+
+
 def _parts(
-    directory: Path, settings: AdapterSettings, *, keeps_ties: bool
+    directory: Path, settings: AdapterSettings, *, keeps_ties: bool, biases: bool
 ) -> tuple[dict[str, LayerAdapter], dict[str, TensorInfo]]:
     """Return the layers' shares, and where whole modules lie."""
     where = str(directory / WEIGHTS)
-    by_layer: dict[str, dict[str, Tensor]] = {}
+    by_layer: dict[str, dict[str, TensorInfo]] = {}
+    embeddings: set[str] = set()
     whole: dict[str, TensorInfo] = {}
     for full_name, info in read_header(directory / WEIGHTS).items():
-        name = full_name.removeprefix(PREFIX)
-        for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
-            layer, found, _ = name.partition(f".{part}")
-            if found:
-                by_layer.setdefault(layer, {})[part] = read_tensor(info).to(torch.float32)
-                break
-        else:
-            # Of tied embeddings PEFT's list names one, and its file holds both.
-            if not keeps_ties and not is_whole(name.rpartition(".")[0], settings.modules_to_save):
-                raise ModelError(f"the adapter holds {full_name!r}, which is no part of LoRA", where=where)
-            whole[name] = info
+        name = _plain_name(full_name)
+        found = _PART.fullmatch(name)
+        if found:
+            by_layer.setdefault(found["layer"], {})[_PARTS[found["part"]]] = info
+            if "embedding" in found["part"]:
+                embeddings.add(found["layer"])
+            continue
+        name = _WRAPPED.sub("", name)
+        module = name.rpartition(".")[0]
+        # Resized embeddings are saved without being named anywhere; of tied ones the list names one.
+        known = is_whole(module, settings.modules_to_save) or _EMBEDDINGS.fullmatch(module) or keeps_ties
+        if not known and not (biases and name.endswith(".bias")):
+            raise ModelError(f"the adapter holds {full_name!r}, which is no part of LoRA", where=where)
+        whole[name] = info
     for layer, parts in by_layer.items():
-        if not {"lora_A", "lora_B"} <= set(parts):
-            raise ModelError(f"the adapter of {layer!r} is incomplete", where=where)
-        rank = settings.at(layer).r
-        if parts["lora_A"].shape[0] != rank:
-            what = f"the adapter of {layer!r} has rank {parts['lora_A'].shape[0]}, and {CONFIG} says {rank}"
-            raise ModelError(what, where=where)
-    layers = {
-        layer: LayerAdapter(parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"))
-        for layer, parts in by_layer.items()
-    }
+        _check_layer(layer, parts, settings, on_embedding=layer in embeddings, where=where)
+    layers = {layer: LayerAdapter(parts, layer in embeddings) for layer, parts in by_layer.items()}
+    if not layers and not whole:
+        raise ModelError("the adapter holds no tensor", where=where)
     return layers, whole
+
+
+def _check_layer(
+    layer: str, parts: Mapping[str, TensorInfo], settings: AdapterSettings, *, on_embedding: bool, where: str
+) -> None:
+    if not {"A", "B"} <= set(parts) or settings.use_dora != ("magnitude" in parts):
+        raise ModelError(f"the adapter of {layer!r} is incomplete", where=where)
+    if on_embedding and settings.use_dora:
+        raise ModelError(f"DoRA on an embedding ({layer!r}) is not supported", where=where, do="merge it with PEFT")
+    rank, told = parts["A"].shape[0], settings.at(layer).r
+    if rank != told or len(parts["B"].shape) != 2 or parts["B"].shape[1] != rank:
+        raise ModelError(f"the adapter of {layer!r} has rank {rank}, and {CONFIG} says {told}", where=where)
 
 
 # ── Put onto a model ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -260,12 +320,13 @@ def put_on(model: Any, adapter: Adapter) -> None:
     with torch.no_grad():
         for name, layer in attach_to(model, adapter.settings, sorted(adapter.layers), seed=0).items():
             parts = adapter.layers[name]
-            if layer.lora_A.shape != parts.A.shape or layer.lora_B.shape != parts.B.shape:
+            A, B, magnitude = parts.read_a(), parts.read_b(), parts.read_magnitude()
+            if layer.lora_A.shape != A.shape or layer.lora_B.shape != B.shape:
                 raise ModelError(f"adapter and model do not fit: shapes of {name!r} differ")
-            layer.lora_A.copy_(parts.A)
-            layer.lora_B.copy_(parts.B)
-            if layer.magnitude is not None and parts.magnitude is not None:
-                layer.magnitude.copy_(parts.magnitude)
+            layer.lora_A.copy_(A)
+            layer.lora_B.copy_(B)
+            if layer.magnitude is not None and magnitude is not None:
+                layer.magnitude.copy_(magnitude)
         _replace(model, adapter)
 
 

@@ -39,13 +39,44 @@ def row_norms(weight: Tensor) -> Tensor:
     return torch.linalg.norm(weight, dim=1)
 
 
-def fold(weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None) -> Tensor:
-    """Return W', (out, in), computed in float32 and in PEFT's order of operations."""
-    moved = weight.float() + delta(A.float(), B.float(), scaling)
-    if magnitude is None:
-        return moved
-    factor = magnitude.float() / row_norms(moved)
-    return factor.view(-1, 1) * moved
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one matrix, in float32: A (r, in), B (out, r), and DoRA's magnitude (out)."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+    magnitude: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.B.shape[0], self.A.shape[1]
+
+    def of_rows(self, rows: slice) -> Change:
+        """Return the change of some outputs."""
+        magnitude = None if self.magnitude is None else self.magnitude[rows]
+        return Change(self.A, self.B[rows], self.scaling, magnitude)
+
+    def turned(self) -> Change:
+        """Return the change of the transposed matrix: (B·A)ᵀ = Aᵀ·Bᵀ."""
+        assert self.magnitude is None
+        return Change(self.B.T, self.A.T, self.scaling)
+
+
+def fold_into(weight: Tensor, change: Change, *, as_peft: bool) -> None:
+    """Turn W into W', (out, in), in place and in float32.
+
+    Args:
+        as_peft: take PEFT's order of operations, for results that are equal bit by bit. Otherwise W is added to by
+            the product itself, which is faster and differs in the last bit of float32 where s is no power of two.
+    """
+    if as_peft:
+        weight.add_(delta(change.A, change.B, change.scaling))
+    else:
+        weight.addmm_(change.B, change.A, alpha=change.scaling)
+    if change.magnitude is not None:
+        weight.mul_((change.magnitude / row_norms(weight)).view(-1, 1))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tunesmith.errors import ModelError
 from tunesmith.store import files
 
 TEMPLATE = "chat_template.jinja"
+TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -54,13 +56,55 @@ def _generation(base: Path, end_ids: tuple[int, ...]) -> dict[str, Any]:
     return document
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what `write_companions` wrote."""
-    for name in (*_TOKENIZER_FILES, TEMPLATE, GENERATION):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    for code in source.glob("*.py"):
-        shutil.copyfile(code, target / code.name)
+def copy_companions(sources: Sequence[Path], target: Path) -> bool:
+    """Copy tokenizer, chat template, generation settings and code, each from the first directory that has it.
+
+    A tokenizer's own template goes with it.
+
+    Returns:
+        Whether there are both a tokenizer and a template now.
+    """
+    for source in reversed(sources):
+        for code in source.glob("*.py"):
+            shutil.copyfile(code, target / code.name)
+    generation = next((s / GENERATION for s in sources if (s / GENERATION).is_file()), None)
+    if generation is not None:
+        shutil.copyfile(generation, target / GENERATION)
+    owner = next((source for source in sources if _has_tokenizer(source)), None)
+    if owner is None:
+        return False
+    for name in _TOKENIZER_FILES:
+        if (owner / name).is_file():
+            shutil.copyfile(owner / name, target / name)
+    others = [source for source in sources if source != owner]
+    for source in (owner, *others):
+        named = source / TEMPLATES
+        if (source / TEMPLATE).is_file():
+            shutil.copyfile(source / TEMPLATE, target / TEMPLATE)
+        elif template := _told_template(source):
+            if source != owner:
+                files.write_text(target / TEMPLATE, template)
+        elif not named.is_dir():
+            continue
+        if named.is_dir():
+            shutil.copytree(named, target / TEMPLATES, dirs_exist_ok=True)
+        return True
+    return False
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any(
+        (directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    )
+
+
+def _told_template(directory: Path) -> str:
+    """Return the chat template in a tokenizer's configuration; of several, the first."""
+    settings = directory / "tokenizer_config.json"
+    given = _read(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(given, list):
+        given = next((entry.get("template") for entry in given if isinstance(entry, dict)), None)
+    return given if isinstance(given, str) else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -147,7 +147,18 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     end = max((tensor.end for tensor in tensors.values()), default=begin)
     if end > size:
         raise ModelError(f"the file is cut short: it has {size:,} bytes of {end:,}", where=str(file), do=do)
+    if end < size:
+        raise ModelError(f"the file has {size:,} bytes, and its header speaks of {end:,}", where=str(file), do=do)
+    _check_no_gaps(tensors, file, begin)
     return tensors
+
+
+def _check_no_gaps(tensors: dict[str, TensorInfo], file: Path, begin: int) -> None:
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if tensor.start != begin:
+            what = f"the safetensors header is damaged: {name!r} does not begin where the tensor before it ends"
+            raise ModelError(what, where=str(file), do="copy the checkpoint again")
+        begin = tensor.end
 
 
 def _tensor(name: str, entry: Any, file: Path, begin: int) -> TensorInfo:
@@ -175,7 +186,7 @@ def model_facts(path: Path) -> ModelFacts:
     tensors = read_headers(path)
     floats = [tensor for tensor in tensors.values() if tensor.dtype in _NAMES]
     largest = max(floats, key=lambda tensor: tensor.num_elements, default=None)
-    linears = tuple(_linears(tensors, transposed=config.get("model_type") in _TRANSPOSED))
+    linears = tuple(linear_layers(tensors, config).values())
     matrices = {f"{linear.name}.weight" for linear in linears}
     architectures = config.get("architectures") or []
     dtype = config.get("dtype", config.get("torch_dtype", text.get("dtype")))
@@ -198,8 +209,13 @@ _TRANSPOSED = ("gpt2", "openai-gpt")  # their linear layers (transformers' Conv1
 _NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm", "conv1d", "router")
 
 
+def linear_layers(tensors: dict[str, TensorInfo], config: dict[str, Any]) -> dict[str, Linear]:
+    """Return what looks like a linear layer, by name: a matrix that is neither embedding nor head."""
+    transposed = config.get("model_type") in _TRANSPOSED
+    return {linear.name: linear for linear in _linears(tensors, transposed=transposed)}
+
+
 def _linears(tensors: dict[str, TensorInfo], *, transposed: bool) -> Iterator[Linear]:
-    """Yield what looks like a linear layer: a matrix that is neither embedding nor head, by its name."""
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
         if module != name and len(tensor.shape) == 2 and not any(part in name for part in _NOT_LINEAR):

@@ -1,14 +1,11 @@
-"""Safetensors checkpoints, tensor by tensor: what is written is laid out from names and shapes before any data is read.
-
-One tensor is in memory at a time, and each file is hashed while it is written.
-"""
+"""Tensors of safetensors files, read whole or by rows, and the layout of files that are to be written."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ModelError
-from tunesmith.model.headers import BITS, INDEX, SINGLE, TensorInfo
-from tunesmith.store import files
+from tunesmith.model.headers import BITS, SINGLE, TensorInfo
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -26,6 +22,57 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+# ── Read ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """Read one tensor from its file.
+
+    Raises:
+        ModelError: the file ends before the tensor does.
+    """
+    return _read(info, info.start, info.end).reshape(info.shape)
+
+
+def read_rows(info: TensorInfo, begin: int, end: int) -> Tensor:
+    """Read rows [begin, end) of a tensor.
+
+    Raises:
+        ModelError: the file ends before they do.
+    """
+    row_bytes = (info.end - info.start) // max(1, info.shape[0])
+    content = _read(info, info.start + begin * row_bytes, info.start + end * row_bytes)
+    return content.reshape(end - begin, *info.shape[1:])
+
+
+def _read(info: TensorInfo, start: int, end: int) -> Tensor:
+    content = torch.empty(end - start, dtype=torch.uint8)
+    if end > start:
+        with info.file.open("rb", buffering=0) as file:
+            read_into(file.fileno(), memoryview(content.numpy()), start, info.file)
+    return content.view(TORCH_DTYPES[info.dtype])
+
+
+def read_into(descriptor: int, target: memoryview, offset: int, path: Path) -> None:
+    """Fill a buffer from a place in an open file.
+
+    Raises:
+        ModelError: the file ends before, or cannot be read.
+    """
+    filled = 0
+    while filled < len(target):
+        try:
+            got = os.preadv(descriptor, [target[filled:]], offset + filled)
+        except OSError as error:
+            raise ModelError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
+        if not got:
+            raise ModelError("the file is cut short", where=str(path), do="copy the checkpoint again")
+        filled += got
+
+
+# ── Lay out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -54,27 +101,13 @@ def plan_shards(tensors: Iterable[Planned], max_shard_bytes: int) -> list[list[P
     return shards
 
 
-def write_shards(directory: Path, shards: list[list[Planned]], make: Callable[[Planned], Tensor]) -> dict[str, str]:
-    """Write a checkpoint's weight files (and the index of several) into a directory.
-
-    Args:
-        make: returns a planned tensor's values, called once each, in order.
-
-    Returns:
-        The SHA-256 of each file by name.
-    """
-    count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-    digests = {name: _write_file(directory / name, shard, make) for name, shard in zip(names, shards, strict=True)}
-    if count > 1:
-        total = sum(tensor.num_bytes for shard in shards for tensor in shard)
-        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        files.write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        digests[INDEX] = files.sha256(directory / INDEX)
-    return digests
+def shard_names(count: int) -> list[str]:
+    """Return the names of a checkpoint's weight files, as transformers gives them."""
+    return [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
 
 
-def _write_file(path: Path, tensors: list[Planned], make: Callable[[Planned], Tensor]) -> str:
+def header_of(tensors: Iterable[Planned]) -> bytes:
+    """Return what a safetensors file begins with; the tensors follow in this order, without gaps."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for tensor in tensors:
@@ -83,32 +116,4 @@ def _write_file(path: Path, tensors: list[Planned], make: Callable[[Planned], Te
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data begins aligned
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in (struct.pack("<Q", len(text)), text):
-            file.write(piece)
-            digest.update(piece)
-        for planned in tensors:
-            made = make(planned)
-            assert made.dtype == TORCH_DTYPES[planned.dtype], planned.name
-            assert tuple(made.shape) == planned.shape, planned.name
-            content = memoryview(made.contiguous().reshape(-1).view(torch.uint8).numpy())
-            file.write(content)
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def read_tensor(info: TensorInfo) -> Tensor:
-    """Read one tensor from its file.
-
-    Raises:
-        ModelError: the file ends before the tensor does.
-    """
-    content = bytearray(info.end - info.start)
-    with info.file.open("rb") as file:
-        file.seek(info.start)
-        if file.readinto(content) != len(content):
-            raise ModelError("the file is cut short", where=str(info.file), do="copy the checkpoint again")
-    if not content:
-        return torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
-    return torch.frombuffer(content, dtype=TORCH_DTYPES[info.dtype]).reshape(info.shape)
+    return struct.pack("<Q", len(text)) + text

@@ -203,6 +203,9 @@ class Merge:
     """Number format of the merged weights; `model` keeps that of the base checkpoint."""
     max_shard_gib: PositiveFloat = 4.0
     """Largest file of the merged checkpoint."""
+    fold_onto: Literal["measured", "original", "nf4"] = "measured"
+    """Base of an adapter that was trained in 4 bits: the original weights, those after NF4, which it saw, or whichever
+    is measured to have the lower loss on a few rows. Both losses are in the proof."""
 
 
 @section

@@ -61,18 +61,23 @@ def writing_directory(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 flush(file)
-        temporary.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.replace(path)
-        flush_directory(path.parent)
+        replace_directory(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def replace_directory(finished: Path, path: Path) -> None:
+    """Let a directory beside `path`, whose files are on the disk, take its place as a whole."""
+    finished.chmod(0o755)
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        path.replace(old / path.name)
+        finished.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        finished.replace(path)
+    flush_directory(path.parent)
 
 
 def flush(path: Path) -> None:
@@ -120,19 +125,28 @@ class HashCache:
             document = json.loads(path.read_text())
             self._known = document if isinstance(document, dict) else {}
 
+    def known(self, file: Path) -> str | None:
+        """Return the SHA-256 of an unchanged file that was hashed before, without reading it."""
+        known = self._known.get(str(file.resolve()))
+        if isinstance(known, list) and known[:3] == _state(file) and len(known) == 4:
+            return str(known[3])
+        return None
+
     def sha256(self, file: Path) -> str:
         """Return the file's SHA-256, reading it only when it changed since the last time."""
-        status = file.stat()
-        state = [status.st_size, status.st_mtime_ns, status.st_ino]
-        key = str(file.resolve())
-        known = self._known.get(key)
-        if isinstance(known, list) and known[:3] == state and len(known) == 4:
-            return str(known[3])
-        digest = sha256(file)
-        self._known[key] = [*state, digest]
+        known = self.known(file)
+        if known is not None:
+            return known
+        state, digest = _state(file), sha256(file)
+        self._known[str(file.resolve())] = [*state, digest]
         with contextlib.suppress(OSError):
             write_json(self._path, self._known)
         return digest
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,9 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from tunesmith import merge  # noqa: E402
 from tunesmith.errors import MergeError, ModelError, StageError  # noqa: E402
 from tunesmith.evaluate import stage as evaluate_stage  # noqa: E402
+from tunesmith.merge import stage as merge  # noqa: E402
 from tunesmith.recipe.schema import Recipe  # noqa: E402
 from tunesmith.serve.stage import Servers  # noqa: E402
 from tunesmith.store.run_dir import RunDir  # noqa: E402
@@ -108,11 +109,16 @@ def test_a_wrong_result_is_not_written(
     lora: tuple[Recipe, RunDir], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One layer folded with half its scale is beyond rounding."""
-    from tunesmith.model import adapters
+    from tunesmith.merge import fold
 
     recipe, run_dir = lora
-    right = adapters.fold
-    monkeypatch.setattr(adapters, "fold", lambda w, a, b, s, m: right(w, a, b, s / 2 if a.shape[1] == 80 else s, m))
+    right = fold.fold_into
+
+    def wrong(weight: Any, change: Any, *, as_peft: bool) -> None:
+        halved = dataclasses.replace(change, scaling=change.scaling / 2)
+        right(weight, halved if change.A.shape[1] == 80 else change, as_peft=as_peft)
+
+    monkeypatch.setattr(fold, "fold_into", wrong)
     changed = dataclasses.replace(recipe, merge=tiny.schema.Merge(max_shard_gib=1.0))
     with pytest.raises(MergeError, match="rounding explains at most"):
         merge.run(changed, run_dir)

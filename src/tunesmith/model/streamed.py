@@ -1,0 +1,222 @@
+"""A model of which no large matrix stays in memory: each is read from its file, some rows at a time, when it is needed.
+
+For a handful of tokens that costs little more than reading the files once, and an 8 B model's logits need some hundred
+megabytes. Computes in float32 on the CPU. The architecture is transformers' own; only linear layers and embeddings are
+replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tunesmith.errors import missing_extra
+from tunesmith.model.adapters import Change, is_transposed, row_norms
+from tunesmith.model.headers import TensorInfo
+from tunesmith.model.nf4 import round_trip
+from tunesmith.model.weights import read_rows, read_tensor
+
+_LARGE_ELEMENTS = 1 << 16
+_CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32: small enough for the allocator to use the same memory again
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
+
+
+class NotStreamable(Exception):
+    """The model has large weights in modules that are neither linear nor embeddings, or under other names."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a tensor's numbers come from.
+
+    Attributes:
+        read_change: what adapters do to it; their product is added to the layer's output, nothing is folded.
+        quantised_from: its values go through NF4 first, from this number format.
+    """
+
+    info: TensorInfo
+    read_change: Callable[[], Change] | None = None
+    quantised_from: torch.dtype | None = None
+
+
+class _LargeNowhere(TorchFunctionMode):
+    """Large tensors that are made while this is on have a shape and no memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _FACTORIES and kwargs.get("device") is None:
+            size = kwargs.get("size", args[0] if args else ())
+            sizes = size if isinstance(size, list | tuple) else [a for a in args if isinstance(a, int)]
+            if prod(sizes) >= _LARGE_ELEMENTS:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def streamed_model(directory: Path, parts: Mapping[str, Part], *, trust_remote_code: bool = False) -> Any:
+    """Build a causal language model whose weights are read when they are needed.
+
+    Args:
+        directory: holds config.json.
+        parts: by the names that the files have for them.
+
+    Raises:
+        NotStreamable: some weights would have to be in memory as a whole.
+        EnvironmentProblem: transformers is not installed.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise missing_extra("transformers", "train", needed_for="the proof of a merge") from None
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+        build = AutoModelForCausalLM.from_config
+        options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+        with _LargeNowhere():
+            try:
+                model = build(copy.deepcopy(config), attn_implementation="sdpa", **options)
+            except ValueError:  # architectures that change the attention scores have no fused kernel
+                model = build(config, attn_implementation="eager", **options)
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise NotStreamable(f"transformers cannot build it without its weights: {error}") from None
+    model.requires_grad_(False)
+    model.eval()
+    with torch.no_grad():
+        _wire(model, parts)
+    return model
+
+
+def _wire(model: Any, parts: Mapping[str, Part]) -> None:
+    """Let every weight come from its file."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: _part_of(name, parts, model.base_model_prefix) for name in names}
+    by_identity = {id(names[name]): part for name, part in found.items() if part is not None}
+    for name, parameter in names.items():
+        part = found[name] or by_identity.get(id(parameter))
+        if part is None:
+            raise NotStreamable(f"the files have no {name!r}")
+        module_name, _, attribute = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        if attribute == "weight" and _is_linear(module):
+            if found[name] is None and part.read_change is not None:  # an embedding that is the head, too
+                part = dataclasses.replace(part, read_change=_turned(part.read_change))
+            bias = names.get(f"{module_name}.bias")
+            streamed = StreamedLinear(part, transposed=is_transposed(module), bias=bias, weight=parameter)
+            _set(model, module_name, streamed)
+        elif attribute == "weight" and isinstance(module, nn.Embedding):
+            module.padding_idx = None  # rows are renumbered
+            module.register_forward_pre_hook(_Rows(part))
+        elif part.read_change is not None or part.quantised_from is not None or parameter.is_meta:
+            raise NotStreamable(f"{name!r} is part of a {type(module).__name__}")
+        elif tuple(parameter.shape) != part.info.shape:
+            raise NotStreamable(f"{name!r} has the shape {tuple(parameter.shape)} in the model")
+        else:
+            parameter.data.copy_(read_tensor(part.info))
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise NotStreamable(f"the buffer {name!r} is large")
+        part = parts.get(name)
+        if part is not None and tuple(buffer.shape) == part.info.shape:
+            buffer.copy_(read_tensor(part.info))
+
+
+def _part_of(name: str, parts: Mapping[str, Part], prefix: str) -> Part | None:
+    for other in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+        if other in parts:
+            return parts[other]
+    return None
+
+
+def _turned(read_change: Callable[[], Change]) -> Callable[[], Change]:
+    return lambda: read_change().turned()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module).forward is nn.Linear.forward or is_transposed(module)
+
+
+def _set(model: Any, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+class StreamedLinear(nn.Module):
+    """x·Wᵀ + bias of a weight in a file, and what adapters add to it."""
+
+    def __init__(
+        self,
+        part: Part,
+        *,
+        transposed: bool,
+        bias: nn.Parameter | None = None,
+        weight: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__()
+        self._part, self._is_transposed = part, transposed
+        self.bias = bias
+        self.weight = weight  # some models ask for its number format; it may have no memory
+
+    def forward(self, x: Tensor) -> Tensor:
+        part, change = self._part, self._part.read_change() if self._part.read_change else None
+        shape = part.info.shape
+        num_outputs, num_inputs = reversed(shape) if self._is_transposed else shape
+        x_NI = x.reshape(-1, num_inputs)
+        y_NO = x.new_empty(x_NI.shape[0], num_outputs)
+        low_Nr = x_NI @ change.A.T * change.scaling if change else None
+        whole = self._whole() if self._is_transposed or part.quantised_from else None
+        step = max(1, _CHUNK_ELEMENTS // max(1, num_inputs))
+        for begin in range(0, num_outputs, step):
+            end = min(begin + step, num_outputs)
+            weight = (whole[begin:end] if whole is not None else read_rows(part.info, begin, end)).to(x.dtype)
+            y = x_NI @ weight.T
+            if change is not None and low_Nr is not None:
+                of_rows = change.of_rows(slice(begin, end))
+                y += low_Nr @ of_rows.B.T
+                if of_rows.magnitude is not None:
+                    y *= of_rows.magnitude / row_norms(weight + of_rows.scaling * (of_rows.B @ of_rows.A))
+            y_NO[:, begin:end] = y
+        y_NO = y_NO if self.bias is None else y_NO + self.bias
+        return y_NO.view(*x.shape[:-1], num_outputs)
+
+    def _whole(self) -> Tensor:
+        weight = read_tensor(self._part.info)
+        if self._part.quantised_from is not None:
+            weight = round_trip(weight.to(self._part.quantised_from))
+        return weight.T if self._is_transposed else weight
+
+
+class _Rows:
+    """Gives an embedding the rows that it is asked for, under new numbers."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def __call__(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        unique, local = args[0].unique(return_inverse=True)
+        rows = [read_rows(self._part.info, row, row + 1) for row in unique.tolist()]
+        weight = torch.cat(rows).to(torch.float32)
+        if self._part.read_change is not None:
+            change = self._part.read_change()  # A is (r, vocabulary)
+            weight += change.A[:, unique].T @ change.B.T * change.scaling
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        return (local, *args[1:])
+
+
+def streamed_logits(model: Any, prompts: list[list[int]]) -> list[Tensor]:
+    """Return the logits of each prompt, (tokens, vocabulary), float32. All pass through the model together."""
+    longest = max(map(len, prompts))
+    # Shorter ones get other tokens behind them, which attention to the past does not see.
+    ids = torch.tensor([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts])
+    with torch.no_grad():
+        logits_BTV: Tensor = model(input_ids=ids, use_cache=False).logits
+    return [logits_BTV[row, : len(prompt)] for row, prompt in enumerate(prompts)]
