@@ -44,7 +44,7 @@ class Job:
         source: the base, or the model that was trained whole (without adapters).
         companions: directories whose tokenizer, template and generation settings go along; the first counts.
         dtype: of the merged weights; `model` keeps the base's.
-        fold_onto: of an adapter that was trained on 4 bits: `nf4`, `original`, or the one that is `measured` to be better.
+        fold_onto: of an adapter that was trained on 4 bits; `measured` takes the better one.
         remembered: what is known of a base file's hash.
         make_probes: prompts for the proof, at most so many tokens each. Called with the merged model's directory.
     """
