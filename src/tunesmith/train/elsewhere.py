@@ -77,10 +77,7 @@ def run(recipe: Recipe, run_dir: RunDir) -> Checkpoint:
     is_adapter = (found / _CONFIG).is_file()
     method = _method(found) if is_adapter else "full"
     with files.writing_directory(run_dir.trained) as directory:
-        copy_companions(base, directory)
-        if any((found / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            (directory / TEMPLATE).unlink(missing_ok=True)  # the other tokenizer's
-        copy_companions(found, directory)
+        copy_companions((found, base), directory)
         if is_adapter:
             moved = [found / _CONFIG, found / _WEIGHTS]
         else:
