@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from tunesmith.artifacts import Endpoint
-from tunesmith.evaluate.wire import Completion, Malformed, chat_messages, read_completion
+from tunesmith.evaluate.dialect import Dialect
+from tunesmith.evaluate.wire import Completion, Malformed, read_completion
 from tunesmith.recipe.environment import expand, redact
 from tunesmith.rows.conversation import Message
 
@@ -97,6 +98,7 @@ class Patience:
     stall_seconds: float = 120.0  # between two pieces of an answer that has begun to arrive
     connect_timeout_seconds: float = 10.0
     num_tries: int = 4
+    num_tries_when_busy: int = 12  # of 429, the answer of a server that has enough to do for now
     first_pause_seconds: float = (
         0.5  # doubled after every try, with a random share so that workers do not march in step
     )
@@ -121,7 +123,9 @@ class Client:
     """
 
     def __init__(self, endpoint: Endpoint, *, concurrency: int, seed: int, patience: Patience) -> None:
-        self._endpoint, self._concurrency, self._seed, self._patience = endpoint, concurrency, seed, patience
+        self._endpoint, self._concurrency, self._patience = endpoint, concurrency, patience
+        self.dialect = Dialect(endpoint.model, seed)
+        self._busy_until = 0.0
         self._failed_in_a_row: Counter[str] = Counter()
         self._last_failure = Answer()
         self._under_way: set[asyncio.Timeout] = set()
@@ -172,16 +176,27 @@ class Client:
         if self.gone:
             return Answer(error="not_asked", detail="the endpoint had stopped answering")
         started = time.monotonic()
-        for attempt in range(1, self._patience.num_tries + 1):
+        for attempt in range(1, self._patience.num_tries_when_busy + 1):
+            await self._wait_while_busy()
             answer, retry_after_seconds = await self._ask_once(request)
             # Where everything fails, one try each shows soon enough whether anything still works.
-            most = 1 if self._failed_in_a_row.total() >= _SILENT_IN_A_ROW else self._patience.num_tries
+            most = self._patience.num_tries_when_busy if answer.error == "http_429" else self._patience.num_tries
+            most = 1 if self._failed_in_a_row.total() >= _SILENT_IN_A_ROW else most
             if not answer.is_worth_another_try or attempt >= most:
                 break
-            await asyncio.sleep(self._pause_seconds(attempt, retry_after_seconds))
+            pause = self._pause_seconds(attempt, retry_after_seconds)
+            if answer.error == "http_429":  # for everybody: who asks on makes it last
+                self._busy_until = max(self._busy_until, time.monotonic() + pause)
+            else:
+                await asyncio.sleep(pause)
         latency = time.monotonic() - started
         self._count(answer, latency)
         return replace(answer, latency_seconds=round(latency, 4))
+
+    async def _wait_while_busy(self) -> None:
+        """Wait until the endpoint has said it may be asked again, and a little longer, so that not all come at once."""
+        while (left := self._busy_until - time.monotonic()) > 0:
+            await asyncio.sleep(left + self._jitter.uniform(0.0, self._patience.first_pause_seconds))
 
     def _pause_seconds(self, attempt: int, retry_after_seconds: float) -> float:
         pause: float = self._patience.first_pause_seconds * 2 ** (attempt - 1) * self._jitter.uniform(1.0, 1.5)
@@ -245,7 +260,15 @@ class Client:
         url = f"{self._endpoint.url.rstrip('/')}/v1/{path}"
         most_bytes = _BODY_BYTES + _BODY_BYTES_PER_TOKEN * request.max_tokens
         # A row may hold half of a surrogate pair, which UTF-8 cannot.
-        content = json.dumps(self._document(request), ensure_ascii=False).encode("utf-8", "replace")
+        document = self.dialect.document(
+            request.messages,
+            request.tools,
+            request.max_tokens,
+            prompt=request.prompt,
+            stop=request.stop,
+            temperature=request.temperature,
+        )
+        content = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
         async with self._http.stream("POST", url, content=content) as response:
             body = bytearray()
             pieces = response.aiter_bytes()
@@ -253,6 +276,8 @@ class Client:
                 body += piece
                 if len(body) > most_bytes:
                     return Answer(error="too_large", detail=f"a body of more than {most_bytes} bytes"), 0.0
+        if response.status_code != 200 and self.dialect.learn(response.status_code, body.decode("utf-8", "replace")):
+            return await self._exchange(request)
         if response.status_code != 200:
             failure = Answer(error=f"http_{response.status_code}", detail=_error_message(bytes(body)))
             return failure, _retry_after_seconds(response)
@@ -269,17 +294,6 @@ class Client:
                 return piece
         except TimeoutError:
             raise _Stalled from None
-
-    def _document(self, request: Request) -> dict[str, Any]:
-        document: dict[str, Any] = {"model": self._endpoint.model}
-        if request.prompt is None:
-            document["messages"] = chat_messages(request.messages)
-        else:
-            document["prompt"] = request.prompt
-        document |= {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": self._seed}
-        if request.tools and request.prompt is None:
-            document["tools"] = list(request.tools)
-        return document | ({"stop": list(request.stop)} if request.stop else {})
 
 
 def is_loopback(url: str) -> bool:

@@ -35,7 +35,7 @@ class Model:
         endpoint: hands out a healthy endpoint; not called when every answer is known, called again when it failed.
         identity: what, besides the request, decides an answer; part of every key in the store.
         answers: the file answers are kept in.
-        told: who that is, for the record: no secret in it.
+        told: who that is, for the record: no secret in it. An interview adds what the endpoint would not take.
         shared: a file that answers of the same model are also kept in, for other runs.
     """
 
@@ -140,6 +140,9 @@ class Interview:
             self._endpoint, concurrency=self._concurrency, seed=self._seed, patience=self._patience
         ) as client:
             await asyncio.gather(*(work(client) for _ in range(min(self._concurrency, len(missing)))))
+            if client.dialect.told:
+                self._model.told["dialect"] = client.dialect.told
+                warn(f"the {self._model.name} does not take every parameter; asked with {client.dialect.told}")
             if client.gone:
                 left = sum(found[index].error == "not_asked" for index in missing)
                 warn(f"the {self._model.name} stopped answering: {client.gone}; {left} items were left for later")

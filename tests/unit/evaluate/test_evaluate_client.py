@@ -15,7 +15,12 @@ from tests.fakes.scripted_chat_server import Request as Received
 from tunesmith.evaluate.client import Answer, Client, Patience, Request, ToolCall
 
 QUICK = Patience(
-    timeout_seconds=0.6, stall_seconds=0.3, connect_timeout_seconds=0.6, num_tries=3, first_pause_seconds=0.01
+    timeout_seconds=0.6,
+    stall_seconds=0.3,
+    connect_timeout_seconds=0.6,
+    num_tries=3,
+    first_pause_seconds=0.01,
+    longest_pause_seconds=0.05,
 )
 
 
@@ -92,7 +97,7 @@ def test_concurrency_is_reached_and_never_exceeded() -> None:
     ("reply", "error", "num_requests"),
     [
         (Reply(b'{"error": {"message": "out of memory"}}', 500), "http_500", 3),
-        (Reply(b"busy", 429), "http_429", 3),
+        (Reply(b"busy", 429), "http_429", 12),
         (Reply(b'{"error": {"message": "prompt too long"}}', 400), "http_400", 1),
         (Reply(b"<html>hello</html>"), "malformed", 3),
         (Reply(b""), "malformed", 3),
@@ -282,3 +287,76 @@ def test_a_key_that_a_server_repeats_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
     with ScriptedChatServer(lambda r, n: Reply(b"wrong key: key-that-is-repeated", 401)) as server:
         assert asyncio.run(ask(server)).detail == "wrong key: ${env:REPEATED_KEY}"
+
+
+def test_a_busy_server_is_asked_more_slowly_and_answers_all() -> None:
+    """Not more than five requests in 0.2 s; every 429 costs everybody a pause."""
+    patience = Patience(num_tries=2, first_pause_seconds=0.05, longest_pause_seconds=1.0)
+    lock, recent = threading.Lock(), list[float]()
+
+    def script(request: Received, number: int) -> Reply | dict[str, Any]:
+        with lock:
+            now = time.monotonic()
+            recent[:] = [moment for moment in recent if now - moment < 0.2]
+            if len(recent) >= 5:
+                return Reply(b"slow down", 429)
+            recent.append(now)
+        return completion("ok")
+
+    async def ask(server: ScriptedChatServer) -> list[Answer]:
+        async with Client(server.endpoint(), concurrency=16, seed=0, patience=patience) as client:
+            return list(await asyncio.gather(*(client.ask(request) for request in requests(40))))
+
+    with ScriptedChatServer(script) as server:
+        answers = asyncio.run(ask(server))
+    assert [answer.text for answer in answers] == ["ok"] * 40
+
+
+@pytest.mark.parametrize(
+    ("message", "lacks", "has", "told"),
+    [
+        ("Unsupported parameter: 'seed'", {"seed"}, {"max_tokens", "temperature"}, "without seed"),
+        ("seed: Extra inputs are not permitted", {"seed"}, {"max_tokens", "temperature"}, "without seed"),
+        (
+            "Unsupported parameter: 'max_tokens' is not supported here. Use 'max_completion_tokens' instead.",
+            {"max_tokens"},
+            {"max_completion_tokens", "seed", "temperature"},
+            "max_completion_tokens for max_tokens",
+        ),
+        (
+            "Unsupported value: 'temperature' does not support 0 with this model.",
+            {"temperature"},
+            {"max_tokens", "seed"},
+            "without temperature",
+        ),
+    ],
+)
+def test_parameters_that_an_endpoint_refuses_are_left_out_and_told(
+    message: str, lacks: set[str], has: set[str], told: str
+) -> None:
+    def script(request: Received, number: int) -> Reply | dict[str, Any]:
+        refused = lacks & request.keys()
+        return Reply({"error": {"message": message}}, 400) if refused else completion("ok")
+
+    async def ask(server: ScriptedChatServer) -> tuple[list[Answer], str]:
+        async with Client(server.endpoint(), concurrency=1, seed=7, patience=QUICK) as client:
+            return [await client.ask(request) for request in requests(3)], client.dialect.told
+
+    with ScriptedChatServer(script) as server:
+        answers, said = asyncio.run(ask(server))
+        assert [answer.text for answer in answers] == ["ok"] * 3 and said == told
+        assert len(server.requests) == 4 and has <= server.requests[-1].keys()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum length is 2048 tokens",
+        "Unsupported content type",
+        "unknown tool `seeds`",
+    ],
+)
+def test_other_refusals_cost_the_request_only(message: str) -> None:
+    with ScriptedChatServer(lambda r, n: Reply({"error": {"message": message}}, 400)) as server:
+        assert asked(server, 1)["0"].error == "http_400"
+        assert len(server.requests) == 1
