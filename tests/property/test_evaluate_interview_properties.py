@@ -1,4 +1,4 @@
-"""Whatever is asked, wherever it is killed: going on gives what an unbroken evaluation gives, and asks only the rest."""
+"""Whatever is asked, wherever it is killed: going on gives what an unbroken evaluation gives, asking only the rest."""
 
 from __future__ import annotations
 
