@@ -71,3 +71,14 @@ def test_randomisation_of_right_and_wrong_is_mcnemar() -> None:
     base, tuned = np.array([1.0] * 20 + [0.0] * 20), np.array([1.0] * 17 + [0.0] * 3 + [1.0] * 9 + [0.0] * 11)
     found = stats.randomisation_p_value(columns(base), columns(tuned), ratio, 2)
     assert found == pytest.approx(stats.mcnemar_p_value(9, 3), abs=0.02)
+
+
+def test_mcnemar_and_wilson_are_statsmodels() -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables", reason="a second reference, where it is there")
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for fixed, broken in [*itertools.product(range(1, 40, 6), range(0, 40, 6)), (120, 80)]:
+        expected = tables.mcnemar([[10, broken], [fixed, 7]], exact=True).pvalue
+        assert stats.mcnemar_p_value(fixed, broken) == pytest.approx(expected, rel=1e-9)
+    for correct, items in [(0, 7), (7, 7), (50, 100), (333, 1319)]:
+        expected = proportion.proportion_confint(correct, items, method="wilson")
+        assert stats.wilson_interval(correct, items) == pytest.approx(expected, abs=1e-12)

@@ -122,11 +122,25 @@ def _outcomes(base: Transcript, tuned: Transcript, reply: Transcript | None) -> 
         kinds = [_unjudged(text, "unparsable_verdict") for text in texts]
         return Outcome(base, kinds[0]), Outcome(tuned, kinds[1])
     score = tuned_score(first, second)
-    note = _reason(reply) if reply is not None else "the answers are equal"
-    return tuple(  # type: ignore[return-value]
-        Outcome(said, Judgement(won >= 0.5, {"win_rate": (won, 1.0)}, {"win_rate": won}, text, note=note))
-        for said, won, text in ((base, 1.0 - score, texts[0]), (tuned, score, texts[1]))
+    note = _note(reply, first, second) if reply is not None else "the answers are equal"
+    return (
+        Outcome(base, _preferred(1.0 - score, texts[0], note)),
+        Outcome(tuned, _preferred(score, texts[1], note)),
     )
+
+
+def _preferred(won: float, text: str, note: str) -> Judgement:
+    return Judgement(won >= 0.5, {"win_rate": (won, 1.0)}, {"win_rate": won}, text, note=note)
+
+
+def _note(reply: Transcript, first: Verdict, second: Verdict) -> str:
+    """Return which answer each reading preferred, and the judge's own words on the first."""
+    preferred = (
+        {"A": "base", "B": "tuned", "tie": "neither"}[first],
+        {"A": "tuned", "B": "base", "tie": "neither"}[second],
+    )
+    readings = f"base shown first: prefers {preferred[0]}; tuned shown first: prefers {preferred[1]}"
+    return "; ".join(filter(None, [readings, _reason(reply)]))
 
 
 def _unjudged(text: str, error: str) -> Judgement:

@@ -112,7 +112,8 @@ def test_a_judge_that_sees_the_difference(tmp_path: Path) -> None:
     assert found["difference"] == pytest.approx(0.9) and found["p_value"] == pytest.approx(2 / 2**9)
     assert found["verdict"] == "improved"
     assert len(panel.requests) == 2 * 9  # equal answers are a tie without asking
-    assert items[0]["tuned"]["detail"] == "has tuned" and items[0]["base"]["correct"] is False
+    note = "base shown first: prefers tuned; tuned shown first: prefers tuned; has tuned"
+    assert items[0]["tuned"]["detail"] == note and items[0]["base"]["correct"] is False
     assert items[9]["tuned"]["detail"] == "the answers are equal" and items[9]["tuned"]["scores"] == {"win_rate": 0.5}
     (text, _) = [r["messages"][-1]["content"] for r in panel.requests if "say 0" in r["messages"][-1]["content"]]
     assert "reference 0" in text and "user: say 0" in text and "Criteria: correctness first" in text
