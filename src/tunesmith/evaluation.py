@@ -19,7 +19,7 @@ from tunesmith.chosen_model import Choice, choose_model
 from tunesmith.errors import Interrupted, UsageError
 from tunesmith.evaluate import stage
 from tunesmith.evaluate.external import External, root_url
-from tunesmith.evaluate.interview import Model, shared_answers
+from tunesmith.evaluate.interview import Model, shared_answers, software
 from tunesmith.evaluate.lm_eval.measure import Harness
 from tunesmith.evaluate.lm_eval.work_order import Examinee
 from tunesmith.lineage import command_line, lineage
@@ -171,6 +171,7 @@ def _served(subject: Subject, choice: Choice, which: Which, run_dir: RunDir, sta
     identity = {
         "files": {file.name: cache.sha256(file) for file in sorted(model.path.iterdir()) if file.is_file()},
         "engine": choice.engine,
+        "software": software(choice.engine),
         "dtype": model.dtype,
         "max_model_len": model.max_model_len,
         "chat_template": model.chat_template,

@@ -7,12 +7,15 @@ store knows it. So an evaluation that was killed, or whose endpoint went away, s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tunesmith import __version__
 from tunesmith.artifacts import Endpoint, Weights, Which
 from tunesmith.errors import EvaluateError, StageError
 from tunesmith.evaluate.answers import AnswerStore
@@ -221,6 +224,14 @@ def shared_answers(output_dir: str | Path, identity: Any) -> Path:
     return cache_root(output_dir) / "answers" / f"{files.fingerprint(identity)}.jsonl"
 
 
+def software(engine: str) -> str:
+    """Return the version of what computes a served model's answers: ours, or vLLM's."""
+    if engine == "vllm":
+        with contextlib.suppress(PackageNotFoundError):
+            return f"vllm {version('vllm')}"
+    return f"tunesmith {__version__}"
+
+
 def what_answers_depend_on(recipe: Recipe, run_dir: RunDir, which: Which) -> dict[str, Any]:
     """Return what, besides the question, decides an answer: weights, template, engine, number format."""
     model = run_dir.load(Weights).files if which == "tuned" else _base_model(recipe, run_dir)
@@ -229,6 +240,7 @@ def what_answers_depend_on(recipe: Recipe, run_dir: RunDir, which: Which) -> dic
         "model": model,
         "chat_template": files.sha256(template) if template.is_file() else recipe.data.chat_template,
         "engine": recipe.serve.engine,
+        "software": software(recipe.serve.engine),
         "max_model_len": recipe.serve.max_model_len,
         "dtype": recipe.model.dtype,
     }

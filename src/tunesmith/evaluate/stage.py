@@ -1,7 +1,7 @@
 """Measure the tuned model beside the base model: the same items, the same prompts, the same seed.
 
 The base model is asked first, then the tuned one. Answers are kept as they arrive, so a killed evaluation asks only
-what is missing. An endpoint that dies is started once more; what fails even then is counted as wrong, is left out of
+what is missing. An endpoint that dies is started once more; what fails even then counts as not answered, is left out of
 the paired comparison, and never stops the run.
 """
 

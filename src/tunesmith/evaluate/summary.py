@@ -28,8 +28,9 @@ def summarise(
 ) -> dict[str, dict[str, Number]]:
     """Return metric -> record for one task; a metric that applies to none of its items is left out.
 
-    `base` and `tuned` count failed requests as wrong. `difference`, its interval, `p_value` and `verdict` rest on the
-    `num_pairs` items that both models answered: a server that fails tells nothing about a model.
+    In `base` and `tuned`, an item that was not answered is not right; `…_num_failed` counts them. `difference`, its
+    interval, `p_value` and `verdict` rest on the `num_pairs` items that both models answered: a server that fails tells
+    nothing about a model.
     """
     return {metric.name: record for metric in metrics if (record := _record(metric, outcomes, seed)) is not None}
 

@@ -162,7 +162,7 @@ class Orders:
         if self._settings.backend == "endpoint":
             settings["batch_size"] = None
         else:
-            identity = {k: v for k, v in identity.items() if k not in ("engine", "max_model_len")}
+            identity = {k: v for k, v in identity.items() if k not in ("engine", "max_model_len", "software")}
         if not self._settings.apply_chat_template:
             identity.pop("chat_template", None)
         return {"identity": identity, "settings": settings, "backend": self._settings.backend}
