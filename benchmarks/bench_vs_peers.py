@@ -4,9 +4,10 @@
 
 Each client gets one core (the first that this process may use), the server another. `requests`: answers of one token,
 how many a second. `tokens`: answers of 200 tokens, one write each, as fast as they go; `blocks`: sixteen tokens in a
-write, so that the server cannot be what holds a client up. `slow`: a token every 25 ms, where all three must find the
-same. Rates are what each client reports; `reading` adds to ours what it does after the clock has stopped. guidellm
-gets one worker process, as it has one core; vLLM's client needs none of its kernels, which are left out.
+write, so that the server cannot be what holds a client up. `slow`: the first token after 250 ms, then one every 25
+ms, where all three must find the same. Rates are what each client reports; `reading` adds to ours what it does after
+the clock has stopped. guidellm gets one worker process, as it has one core; vLLM's client needs none of its kernels,
+which are left out.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ SCENARIOS = {
     "requests": Scenario("/1/1/0", 1, 16, (16_000, 3_000, 500)),
     "tokens": Scenario("/200/1/0", 200, 16, (1_600, 300, 80)),
     "blocks": Scenario("/200/16/0", 200, 16, (3_200, 500, 80)),
-    "slow": Scenario("/40/1/25", 40, 8, (64, 64, 64)),
+    "slow": Scenario("/40/1/25/250", 40, 8, (64, 64, 64)),
 }
 
 

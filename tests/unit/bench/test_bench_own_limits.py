@@ -21,7 +21,7 @@ KNOWN = Limits(1000.0, 50_000.0, 0.1, 0.5, 0.0, "m")
 
 
 @pytest.mark.parametrize(
-    ("path", "num_tokens"), [("", 1), ("/1/1/0", 1), ("/50/1/0", 50), ("/50/8/0", 50), ("/9/3/1", 9)]
+    ("path", "num_tokens"), [("", 1), ("/1/1/0", 1), ("/50/1/0", 50), ("/50/8/0", 50), ("/9/3/1/4", 9), ("/1/1/0/5", 1)]
 )
 def test_the_null_server_sends_what_the_path_says(path: str, num_tokens: int) -> None:
     with null_server() as url:
