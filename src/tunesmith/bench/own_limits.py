@@ -123,7 +123,9 @@ def _measure(machine: str) -> Limits:
     with null_server() as url:
         requests_per_second = _per_cpu_second(f"{url}/1/1/0", num_requests=1500, num_tokens=1)
         tokens_per_second = _per_cpu_second(f"{url}/500/1/0", num_requests=64, num_tokens=500)
-        late = asyncio.run(_lateness(f"{url}/25/1/20", num_streams=32))
+        # The better of two rounds: what a neighbour's burst adds is not the client's, and would be remembered.
+        rounds = [asyncio.run(_lateness(f"{url}/25/1/20", num_streams=32)) for _ in range(2)]
+        late = min(rounds, key=lambda seconds: percentile(seconds, 0.99))
     return Limits(
         requests_per_second=round(requests_per_second, 1),
         tokens_per_second=round(tokens_per_second, 1),

@@ -18,6 +18,11 @@ class Lengths:
     low: int = 1
     high: int | None = None
 
+    @property
+    def longest(self) -> int:
+        """The longest one; of a normal distribution, what one in 30,000 exceeds."""
+        return self.high if self.high is not None else round(self.mean + 4 * self.deviation)
+
     def draw(self, generator: random.Random) -> int:
         """Return one length."""
         if self.deviation:

@@ -11,8 +11,9 @@ from typing import Any
 
 from tunesmith.recipe.activations import activation_bytes_per_token
 from tunesmith.recipe.facts import Facts
+from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.memory import fixed_bytes, sequences_per_row
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Bench, Recipe
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,19 @@ def _max_model_len(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     harness = recipe.evaluate.lm_eval if recipe.evaluate else None
     if harness and harness.backend == "endpoint" and wanted < _FEW_SHOT_TOKENS:
         wanted, reason = _FEW_SHOT_TOKENS, "room for the few-shot prompts of evaluate.lm_eval"
+    if (made_up := _longest_made_up(recipe.bench)) > wanted:
+        wanted, reason = made_up, "the longest prompt and answer of bench"
     if limit is not None and wanted > limit:
         return limit, f"the model's own limit (max_length and the longest answer make {wanted})"
     return wanted, reason
+
+
+def _longest_made_up(bench: Bench | None) -> int:
+    """Return the tokens that a made-up prompt and its answer can have; 0 when prompts come from rows."""
+    if bench is None or bench.prompt_tokens is None:
+        return 0
+    answer = parse_lengths(bench.output_tokens).longest if bench.output_tokens is not None else bench.max_tokens
+    return parse_lengths(bench.prompt_tokens).longest + answer
 
 
 def _tasks(recipe: Recipe) -> list[Any]:

@@ -114,6 +114,14 @@ def test_a_form_that_was_learnt_does_not_hide_what_else_an_event_says() -> None:
     assert timing.num_events == 3, "an event without text is no token"
 
 
+def test_completions_have_their_text_beside_the_choice() -> None:
+    def event(text: str, finish: str | None = None) -> bytes:
+        return data({"id": "x", "choices": [{"index": 0, "text": text, "finish_reason": finish}]})
+
+    timing, output = read([event(" a"), event(" b"), event('"c"'), event(" d"), event("", "length")])
+    assert timing.failure == "" and timing.num_events == 4 and output.answer_text() == ' a b"c" d'
+
+
 @pytest.mark.parametrize(
     ("parts", "failure"),
     [

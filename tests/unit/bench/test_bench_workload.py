@@ -40,6 +40,10 @@ def test_lengths_are_drawn_as_they_are_written() -> None:
     assert min(parse_lengths("2~50").draw(generator) for _ in range(500)) == 1, "never below one"
 
 
+def test_the_longest_length_bounds_the_servers_room() -> None:
+    assert [parse_lengths(w).longest for w in ("7", "5-90", "100~10")] == [7, 90, 140]
+
+
 @pytest.mark.parametrize("written", ["", "many", "5-", "9-3", "0", "0-4", "-5", "5~", "1.5", "5~2~1"])
 def test_what_is_no_length_is_said_so(written: str) -> None:
     with pytest.raises(ValueError, match="length"):

@@ -70,3 +70,5 @@ def test_the_answer_is_bounded_by_the_model(tmp_path: Path) -> None:
     facts = dataclasses.replace(LAPTOP, max_position_embeddings=1024)
     assert resolve(recipe(tmp_path), facts)[0].serve.max_model_len == 1024
     assert plain(resolve(recipe(tmp_path), LAPTOP)[0])["serve"]["max_model_len"] == 2304
+    made_up = recipe(tmp_path, "bench: {prompt_tokens: 3000-5000, output_tokens: 300}\n")
+    assert resolve(made_up, LAPTOP)[0].serve.max_model_len == 5300
