@@ -6,7 +6,8 @@ Run by `bfcl_vs_official.py` with the interpreter of an environment that has
     pip install tree_sitter==0.21.3 tree-sitter-java==0.21.0 tree-sitter-javascript==0.21.4 tenacity filelock
 
 One line in is `{"answers": [[category, functions, ground truth, response, notation, tagged], …]}`, one line out
-`{"verdicts": [[valid, error type], …], "seconds": …}`. An answer on which the checker raises has the verdict
+`{"verdicts": [[valid, error type], …], "seconds": …}`. `{"prompts": [[category, functions, form], …]}` is answered by
+`{"prompts": [[system prompt, tools for OpenAI's API], …]}`. An answer on which the checker raises has the verdict
 `[false, "raised"]`: the official evaluation ends there.
 
 The package's table of models imports every vendor's SDK; the checker reads one attribute of it. It is replaced by a
@@ -33,10 +34,21 @@ table = types.ModuleType("bfcl_eval.constants.model_config")
 table.MODEL_CONFIG_MAPPING = {"plain": _Model, "openai": _OpenAiModel}
 sys.modules[table.__name__] = table
 
-from bfcl_eval.constants.enums import Language, ReturnFormat  # noqa: E402
+from bfcl_eval.constants.enums import Language, ModelStyle, ReturnFormat  # noqa: E402
+from bfcl_eval.constants.type_mappings import GORILLA_TO_OPENAPI  # noqa: E402
 from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker  # noqa: E402
-from bfcl_eval.model_handler.utils import default_decode_ast_prompting  # noqa: E402
-from bfcl_eval.utils import is_empty_output, is_function_calling_format_output, is_java, is_js  # noqa: E402
+from bfcl_eval.model_handler.utils import (  # noqa: E402
+    convert_to_tool,
+    default_decode_ast_prompting,
+    formulate_system_prompt,
+)
+from bfcl_eval.utils import (  # noqa: E402
+    _func_doc_language_specific_pre_processing,
+    is_empty_output,
+    is_function_calling_format_output,
+    is_java,
+    is_js,
+)
 
 
 def decoded(response, notation, tagged):
@@ -80,11 +92,23 @@ def guarded(answer):
         return False, "raised"
 
 
+def prompt(category, functions, form):
+    """Return what the official package asks with, as a system prompt and as tools."""
+    functions = _func_doc_language_specific_pre_processing(functions, category)
+    text = formulate_system_prompt(form, functions)
+    return text, convert_to_tool(functions, GORILLA_TO_OPENAPI, ModelStyle.OPENAI_COMPLETIONS)
+
+
 def main():
     """Answer lines until there are none."""
     sys.setrecursionlimit(1_000)
     for line in sys.stdin:
-        answers = json.loads(line)["answers"]
+        document = json.loads(line)
+        if "prompts" in document:
+            sys.stdout.write(json.dumps({"prompts": [prompt(*asked) for asked in document["prompts"]]}) + "\n")
+            sys.stdout.flush()
+            continue
+        answers = document["answers"]
         with contextlib.redirect_stdout(io.StringIO()):  # the JavaScript converter prints
             started = time.perf_counter()
             verdicts = [guarded(answer) for answer in answers]

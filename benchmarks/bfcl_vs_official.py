@@ -26,6 +26,8 @@ from bfcl_answers import answers, right_calls, source_text
 from tunesmith.evaluate.bfcl import categories, dataset
 from tunesmith.evaluate.bfcl.checking import Rules
 from tunesmith.evaluate.bfcl.decoding import decode_openai_calls, decode_text
+from tunesmith.evaluate.bfcl.format_sensitivity import FORMS
+from tunesmith.evaluate.bfcl.prompts import hinted, openai_tools, system_prompt
 from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.bfcl.scoring import judge, judge_calls
 from tunesmith.evaluate.bfcl.verdicts import NOT_COMPARABLE
@@ -65,6 +67,13 @@ class Official:
         self._process.stdin.flush()
         reply = json.loads(self._process.stdout.readline())
         return [(valid, error) for valid, error in reply["verdicts"]], reply["seconds"]
+
+    def prompts(self, asked: list[tuple[str, Any, str]]) -> list[tuple[str, list[Any]]]:
+        """Return the official system prompt and tools for (category, functions, name of a form)."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps({"prompts": asked}) + "\n")
+        self._process.stdin.flush()
+        return [(text, tools) for text, tools in json.loads(self._process.stdout.readline())["prompts"]]
 
     def close(self) -> None:
         assert self._process.stdin
@@ -157,6 +166,20 @@ def speeds(official: Official, cases: list[Case], rounds: int) -> dict[str, floa
     return {"ours": len(cases) / statistics.median(own), "official": len(cases) / statistics.median(theirs)}
 
 
+def different_prompts(official: Official, found: list[dict[str, Any]]) -> list[str]:
+    """Return ids of items that we would ask in other words, each in three of the 26 forms by turns."""
+    different = []
+    for number, item in enumerate(found):
+        forms = [FORMS[(number + step) % len(FORMS)] for step in (0, 9, 17)]
+        asked = [(item["category"], item["function"], form.name) for form in forms]
+        functions = hinted(item["function"], item["known"].language)
+        tools = list(openai_tools(functions))
+        for form, (text, official_tools) in zip(forms, official.prompts(asked), strict=True):
+            if text != system_prompt(functions, form) or official_tools != tools:
+                different.append(f"{item['id']} {form.name}")
+    return different
+
+
 def timed_cases(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[Case]]]:
     """Yield what is timed: right answers to every item, as a good model gives them, and mutated ones."""
     natural = [
@@ -182,6 +205,8 @@ def main() -> int:
 
     found = items(args.data)
     official = Official(args.official)
+    prompts = different_prompts(official, found)
+    print(f"prompts and tools: {3 * len(found):,}; different from the official ones: {len(prompts)} {prompts[:5]}")
     right = compare(official, right_answers(found))
     failed = {case[0]["id"] for case in right_answers(found) if not ours(case)[0]}
     print(f"ground truth against itself: {len(failed)} fail, the known eight: {failed == KNOWN_FAILURES}")
@@ -199,7 +224,7 @@ def main() -> int:
         ratio = speed["ours"] / speed["official"]
         print(f"{name}: ours {speed['ours']:,.0f} items/s, official {speed['official']:,.0f}, ratio {ratio:.1f}")
     official.close()
-    return 1 if right["differences"] or mutated["differences"] or failed != KNOWN_FAILURES else 0
+    return 1 if prompts or right["differences"] or mutated["differences"] or failed != KNOWN_FAILURES else 0
 
 
 if __name__ == "__main__":

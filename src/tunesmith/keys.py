@@ -11,7 +11,7 @@ from tunesmith.artifacts import Artifact
 from tunesmith.errors import DataError
 from tunesmith.recipe.effects import WITHOUT_EFFECT
 from tunesmith.recipe.environment import expand
-from tunesmith.recipe.schema import Bench, Evaluate, Recipe, Source
+from tunesmith.recipe.schema import Bench, BfclTask, Evaluate, Recipe, Source
 from tunesmith.recipe.walk import plain
 from tunesmith.store.files import HashCache, fingerprint
 from tunesmith.store.run_dir import cache_root
@@ -52,7 +52,8 @@ def gather(recipe: Recipe, model_path: Path) -> Inputs:
             "train": _tuned(recipe, cache),
             "data": hashes([*recipe.data.train, *recipe.data.validation]) | templates,
             "evaluate": hashes([Source(path) for path in evaluated_files(recipe.evaluate)])
-            | _task_files(recipe, cache),
+            | _task_files(recipe, cache)
+            | _leaderboard_files(recipe.evaluate.bfcl if recipe.evaluate else None, cache),
             "bench": hashes([Source(path) for path in bench.prompts]) | _hash_of_trace(bench, cache) if bench else {},
         },
     )
@@ -69,6 +70,17 @@ def _task_files(recipe: Recipe, cache: HashCache) -> dict[str, str]:
     data = {file for task in names.choose(harness) for file in task.data_files if Path(file).is_file()}
     found = {file: cache.sha256(Path(file)) for file in sorted(data)} | {"lm_eval": names.version}
     return found | (task_files(Path(expand(harness.include_path)).expanduser()) if harness.include_path else {})
+
+
+def _leaderboard_files(bfcl: BfclTask | None, cache: HashCache) -> dict[str, str]:
+    """Return the hashes of BFCL's files; what has yet to come from the Hub is pinned by `evaluate.bfcl.data` alone."""
+    if bfcl is None:
+        return {}
+    from tunesmith.evaluate.bfcl.location import on_this_machine
+
+    directory = on_this_machine(expand(bfcl.data) if bfcl.data else None)
+    found = sorted(directory.rglob("BFCL_v*.json")) if directory else []
+    return {str(file): cache.sha256(file) for file in found if "unused_datasets" not in file.parts}
 
 
 def _hash_of_trace(bench: Bench, cache: HashCache) -> dict[str, str]:

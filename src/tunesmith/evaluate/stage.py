@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.artifacts import Scores, Serving, Weights, Which
+from tunesmith.evaluate.bfcl.task import Leaderboard, leaderboard_numbers
+from tunesmith.evaluate.bfcl.task import tasks as leaderboard_tasks
 from tunesmith.evaluate.client import Patience
 from tunesmith.evaluate.function_calls import FunctionCalls
 from tunesmith.evaluate.interview import Interview, Model, shared_answers, what_answers_depend_on
@@ -93,6 +95,9 @@ def measure(
         else:
             outcomes[task.name] = {w: _judge(task, items[task.name], found) for w, found in of_task.items()}
         _write_items(run_dir.items(task.name), items[task.name], outcomes[task.name])
+        if isinstance(task, Leaderboard):
+            results = run_dir.stage("evaluate") / "results"
+            task.write_results(results, recipe.name, items[task.name], outcomes[task.name])
     scores = _scores(recipe, run_dir, models, tasks, outcomes)
     return replace(_with_harness(scores, harness), seconds=round(time.monotonic() - started, 3))
 
@@ -116,8 +121,9 @@ def _scores(
     everyone = [outcome for of_task in outcomes.values() for of_model in of_task.values() for outcome in of_model]
     # A judge's failure stands in the outcomes of both models, and is one answer.
     lost = {id(outcome.said.answer) for outcome in everyone if outcome.said.answer.may_succeed_later}
+    measured = {task.name: summarise(task.metrics, outcomes[task.name], recipe.seed) for task in tasks}
     return Scores(
-        tasks={task.name: summarise(task.metrics, outcomes[task.name], recipe.seed) for task in tasks},
+        tasks=measured | leaderboard_numbers(measured),
         items={task.name: run_dir.relative(run_dir.items(task.name)) for task in tasks},
         failures={name: {w: failures(found) for w, found in of_task.items()} for name, of_task in outcomes.items()},
         num_unanswered=len(lost),
@@ -180,6 +186,8 @@ def tasks_of(evaluate: Evaluate) -> list[Task]:
         tasks += [TextAnswers(evaluate.text, name) for name in names]
     if evaluate.function_calls:
         tasks.append(FunctionCalls(evaluate.function_calls))
+    if evaluate.bfcl:
+        tasks += leaderboard_tasks(evaluate.bfcl)
     if evaluate.judge:
         tasks.append(Judge(evaluate.judge))
     return tasks

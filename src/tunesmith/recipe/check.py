@@ -158,9 +158,19 @@ def merged_weights_keep_full_precision(recipe: Recipe) -> Iterator[Misfit]:
 
 def evaluation_has_a_task(recipe: Recipe) -> Iterator[Misfit]:
     evaluate = recipe.evaluate
-    if evaluate and not (evaluate.text or evaluate.function_calls or evaluate.judge or evaluate.lm_eval):
-        do = "add `text:`, `function_calls:`, `judge:` or `lm_eval:`, or remove the section"
+    if evaluate is None:
+        return
+    tasks = (evaluate.text, evaluate.function_calls, evaluate.bfcl, evaluate.judge, evaluate.lm_eval)
+    if not any(tasks):
+        do = "add `text:`, `function_calls:`, `bfcl:`, `judge:` or `lm_eval:`, or remove the section"
         yield Misfit(("evaluate",), "`evaluate` has no task", do)
+
+
+def forms_of_prompts_need_prompts(recipe: Recipe) -> Iterator[Misfit]:
+    bfcl = recipe.evaluate.bfcl if recipe.evaluate else None
+    if bfcl and "format_sensitivity" in bfcl.categories and bfcl.protocol != "prompt":
+        what = f"`format_sensitivity` varies the prompt, and with `protocol: {bfcl.protocol}` there is none"
+        yield Misfit(("evaluate", "bfcl", "protocol"), what, "use `protocol: prompt`, or leave the category out")
 
 
 def a_judge_has_two_answers_to_compare(recipe: Recipe) -> Iterator[Misfit]:
@@ -196,6 +206,9 @@ def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
     if evaluate and evaluate.function_calls and not evaluate.function_calls.files:
         at = ("evaluate", "function_calls", "files")
         yield Misfit(at, "`evaluate.function_calls.files` is empty", "name at least one file")
+    if evaluate and evaluate.bfcl and not evaluate.bfcl.categories:
+        at = ("evaluate", "bfcl", "categories")
+        yield Misfit(at, "`evaluate.bfcl.categories` is empty", "name one: [simple_python]")
     if evaluate and evaluate.lm_eval and not evaluate.lm_eval.tasks:
         yield Misfit(("evaluate", "lm_eval", "tasks"), "`evaluate.lm_eval.tasks` is empty", "name a task: [gsm8k]")
     if evaluate and evaluate.judge and not evaluate.judge.files:
@@ -350,6 +363,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     modules_are_adapted_or_saved,
     merged_weights_keep_full_precision,
     evaluation_has_a_task,
+    forms_of_prompts_need_prompts,
     a_judge_has_two_answers_to_compare,
     set_names_can_stand_in_paths,
     a_key_is_not_written_down,

@@ -145,6 +145,7 @@ def _harness_backend(recipe: Recipe, facts: Facts) -> tuple[str, str]:
     return "checkpoint", "the harness loads the weights itself, with no server in between"
 
 
+_FUNCTION_TOKENS = 8192  # BFCL's longest single-turn prompts; most take less than 1,000
 _FEW_SHOT_TOKENS = 4096  # five worked examples of MMLU's longest subjects take 3,000
 
 
@@ -153,6 +154,9 @@ def _max_model_len(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     wanted = recipe.data.max_length + max(answers, default=256)
     limit, reason = facts.max_position_embeddings, "data.max_length and the longest answer asked for"
     harness = recipe.evaluate.lm_eval if recipe.evaluate else None
+    bfcl = recipe.evaluate.bfcl if recipe.evaluate else None
+    if bfcl and wanted < _FUNCTION_TOKENS + bfcl.max_tokens:
+        wanted, reason = _FUNCTION_TOKENS + bfcl.max_tokens, "room for the functions of evaluate.bfcl and an answer"
     if harness and harness.backend == "endpoint" and wanted < _FEW_SHOT_TOKENS:
         wanted, reason = _FEW_SHOT_TOKENS, "room for the few-shot prompts of evaluate.lm_eval"
     if (made_up := _longest_made_up(recipe.bench)) > wanted:
@@ -172,7 +176,9 @@ def _longest_made_up(bench: Bench | None) -> int:
 
 def _tasks(recipe: Recipe) -> list[Any]:
     evaluate = recipe.evaluate
-    return [task for task in (evaluate.text, evaluate.function_calls, evaluate.judge) if task] if evaluate else []
+    if evaluate is None:
+        return []
+    return [task for task in (evaluate.text, evaluate.function_calls, evaluate.bfcl, evaluate.judge) if task]
 
 
 _DECISIONS = {

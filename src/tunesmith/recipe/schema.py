@@ -255,6 +255,35 @@ class FunctionCallTask:
     """Longest answer in tokens."""
 
 
+BfclProtocol = Literal["prompt", "fc-openai-tools", "fc-native-template"]
+# fmt: off
+BfclCategory = Literal[
+    "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "irrelevance",
+    "live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance",
+    "format_sensitivity", "single_turn", "non_live", "live", "python", "non_python", "simple", "java", "javascript",
+]
+# fmt: on
+
+
+@section
+class BfclTask:
+    """The Berkeley Function-Calling Leaderboard: its items, prompts and verdicts (docs/bfcl.md)."""
+
+    categories: tuple[BfclCategory, ...]
+    """Categories, also by their former names, and collections; `tunesmith bfcl categories` lists them. Each is a task
+    of its own: `evaluate.bfcl.simple_python.accuracy`."""
+    data: str | None = None
+    """Directory with `BFCL_v4_*.json`, or a Hub data set. By default `$TUNESMITH_BFCL_DATA`, then an installed
+    `bfcl-eval`, then the Hub."""
+    limit: PositiveInt | None = None
+    """Ask the first items of each category only. Such numbers compare with no published ones."""
+    protocol: BfclProtocol = "prompt"
+    """How functions are shown and calls are read: in a system prompt, as `tools` of the API with converted types, or as
+    `tools` unconverted for the model's own template. Every number is labelled with it."""
+    max_tokens: PositiveInt = 1024
+    """Longest answer in tokens; the leaderboard gives 4096."""
+
+
 HarnessSetting = int | float | bool | str | tuple[str, ...]
 
 
@@ -320,6 +349,7 @@ class Evaluate:
     """Measure the base model on the same items, too."""
     text: TextTask | None = None
     function_calls: FunctionCallTask | None = None
+    bfcl: BfclTask | None = None
     lm_eval: LmEval | None = None
     judge: JudgeTask | None = None
     concurrency: PositiveInt = 16

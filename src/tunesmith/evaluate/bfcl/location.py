@@ -42,6 +42,12 @@ def locate(data: str | None) -> Path:
     raise DataError("there is no such directory", where=data, do="give the directory that holds BFCL_v4_*.json")
 
 
+def on_this_machine(data: str | None) -> Path | None:
+    """Return the directory that `locate` would return without the network, or None."""
+    named = data or os.environ.get(VARIABLE) or _package_data()
+    return locate(named) if named and Path(named).expanduser().is_dir() else None
+
+
 def _package_data() -> str | None:
     found = importlib.util.find_spec("bfcl_eval")
     locations = list(found.submodule_search_locations or []) if found else []
