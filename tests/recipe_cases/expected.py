@@ -56,7 +56,7 @@ CASES: dict[str, tuple[int | None, str, str]] = {
     "text_set_empty": (8, "the set `hard` has no files", "name at least one file"),
     "judge_without_base": (7, "compares with the base model", "base_model: true"),
     "judge_key_written_down": (10, "holds the key itself", "${env:NAME}"),
-    "bfcl_unknown_category": (7, "`evaluate.bfcl.categories[0]`", "did you mean `simple_python`"),
+    "bfcl_unknown_category": (7, "`evaluate.bfcl.categories[0]` must be one of", "did you mean `simple_python`"),
     "bfcl_no_category": (7, "`evaluate.bfcl.categories` is empty", "[simple_python]"),
     "bfcl_forms_without_prompt": (8, "varies the prompt", "protocol: prompt"),
     "unknown_metric": (8, "must be one of", "did you mean `rouge`"),
