@@ -183,8 +183,8 @@ def test_java_parameters_become_strings_that_say_what_they_were() -> None:
     )
     assert properties["l"] == {
         "type": "string",
-        "description": "L. This is Java ArrayList type parameter in string representation. The list elements are of type "
-        "String; they are not in string representation.",
+        "description": "L. This is Java ArrayList type parameter in string representation. The list elements "
+        "are of type String; they are not in string representation.",
     }
     assert "items" in _JAVA["parameters"]["properties"]["l"], "the data itself is left alone"
 
