@@ -33,7 +33,7 @@ from tunesmith.serve.process import ServerProcess, start
 from tunesmith.store import files
 from tunesmith.store import run_dir as runs
 from tunesmith.store.run_dir import RunDir
-from tunesmith.track.console import say
+from tunesmith.track.console import say, warn
 
 _NOTHING_TRAINED = "(nothing is trained)"
 
@@ -125,6 +125,10 @@ def _tasks(word: str, settings: list[str], tuned: Subject, base: Subject | None,
     }
     filled = [] if "extends" in document else [setting for key, setting in open_.items() if key not in document]
     compares = [f"evaluate.base_model={'true' if base else 'false'}"]
+    section = document.get("evaluate")
+    if base is None and isinstance(section, dict) and section.get("judge"):
+        warn("`evaluate.judge` is left out: there is nothing to compare with; --beside names a second model")
+        compares.append("evaluate.judge=null")
     return load(path, [*filled, *settings, *compares, f"output_dir={_quoted(output_dir)}", "gate=[]"])
 
 

@@ -92,6 +92,14 @@ def test_a_whole_recipe_and_a_runs_recipe_serve_as_tasks(here: Path) -> None:
     assert newest().load(Scores).tasks["text"]["exact_match"]["tuned"] == 0.75
 
 
+def test_a_judge_without_a_second_model_is_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = "judge: {files: [rows.jsonl], url: 'http://127.0.0.1:1', model: j}"
+    (here / "tasks.yaml").write_text(f"evaluate: {{text: {{files: [rows.jsonl], metrics: [exact_match]}}, {judge}}}\n")
+    with ScriptedChatServer(knows) as server:
+        assert set(evaluate(server, "--model", "good").load(Scores).tasks) == {"text"}
+    assert "--beside names a second model" in capsys.readouterr().err
+
+
 def test_the_key_is_sent_and_written_nowhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENDPOINT_KEY", "very-secret-key-0123")
 
