@@ -14,7 +14,7 @@ from tests.fakes import harness_python
 from tests.fakes.scripted_chat_server import Reply, Request, ScriptedChatServer, completion
 from tunesmith.artifacts import Scores
 from tunesmith.cli.app import main
-from tunesmith.compare import compare
+from tunesmith.compare.runs import compare
 from tunesmith.store.run_dir import RunDir, find_run
 
 NUM_ROWS = 12
