@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -190,6 +192,17 @@ class ScriptedStreamServer:
 
     def _chunk(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+def interrupt_at(server: ScriptedStreamServer, num_requests: int) -> None:
+    """Send this process Ctrl-C once the server has read so many requests."""
+
+    def watch() -> None:
+        while len(server.requests) < num_requests:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class ServerProcess:

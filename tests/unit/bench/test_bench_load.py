@@ -6,19 +6,17 @@ Times here are only bounded, by the script from below and by a slack for busy ma
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import ssl
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.scripted_stream_server import ScriptedStreamServer, Stream
+from tests.fakes.scripted_stream_server import ScriptedStreamServer, Stream, interrupt_at
 from tunesmith.bench.client import LevelRun, Target, run_level
 from tunesmith.bench.levels import Level, levels_of, measure, was_stopped
 from tunesmith.bench.outcome import speeds_of
@@ -27,7 +25,7 @@ from tunesmith.bench.traffic import Asking, Prompt, Request
 from tunesmith.errors import BenchError
 from tunesmith.recipe.schema import Bench, Targets
 
-SLACK = 0.6  # seconds that a loaded machine may add to one request
+SLACK = 2.0  # seconds that a loaded machine may add to one request
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -240,17 +238,17 @@ def test_waiting_that_a_stopped_server_causes_is_in_the_latency() -> None:
 
 def test_a_level_ends_at_its_limit_and_fails_its_targets() -> None:
     with ScriptedStreamServer(lambda request, number: Stream(silent=number > 2)) as server:
-        levels = measure(target(server.url, level_seconds=0.8), [Level("c2", tuple(requests(20)), concurrency=2)])
+        levels = measure(target(server.url, level_seconds=1.5), [Level("c2", tuple(requests(20)), concurrency=2)])
     level = levels["c2"]
     assert level.ended_by == "limit" and not was_stopped(levels)
     assert len(level.timings) == 3 and level.num_unfinished == 2 and level.num_unsent == 15
-    assert level.wall_seconds < 0.8 + SLACK
+    assert level.wall_seconds < 1.5 + SLACK
 
 
 def test_ctrl_c_ends_the_level_with_what_it_has() -> None:
     before = signal.getsignal(signal.SIGINT)
     with ScriptedStreamServer(lambda request, number: Stream(silent=number >= 6)) as server:
-        threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
+        interrupt_at(server, 1 + 5 + 2)  # warm-up, answered, silent
         levels = measure(
             target(server.url),
             [Level(f"c{n}", tuple(requests(40)), concurrency=n, warmup=tuple(requests(1))) for n in (2, 4)],

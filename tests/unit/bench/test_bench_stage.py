@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted_stream_server import ScriptedStreamServer, Stream
+from tests.fakes.scripted_stream_server import ScriptedStreamServer, Stream, interrupt_at
 from tunesmith.artifacts import Endpoint, Weights, Which
 from tunesmith.bench import own_limits, stage
 from tunesmith.errors import Interrupted
@@ -50,7 +47,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 def test_a_signal_leaves_what_was_measured_and_the_next_run_finishes(recipe: Recipe, run_dir: RunDir) -> None:
     with ScriptedStreamServer(lambda request, number: Stream(silent=number >= 8)) as server:
-        threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
+        interrupt_at(server, 2 + 2 + 4 + 2)  # probes, warm-up, answered, silent
         with pytest.raises(Interrupted, match="partial"):
             stage.run(recipe, run_dir, Scripted(server))
     partial = json.loads(run_dir.partial_speeds.read_text())
