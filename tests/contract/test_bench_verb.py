@@ -82,6 +82,7 @@ def test_an_endpoint_is_measured_and_judged(outputs: Path, tmp_path: Path) -> No
     lines = (outputs / "out" / "requests.jsonl").read_text().splitlines()
     assert len(lines) == 29 and found["requests"] == "requests.jsonl"
     assert "first token p95 ≤ 5,000 ms:  c1 ✓   c4 ✓   r40 ✓   trace ✓" in done.stdout
+    assert "late p99, ms" in done.stdout and "of a core" in done.stdout
     assert "load generator: up to 10,000 requests/s" in done.stderr
     assert "sk-secret" not in done.stdout + done.stderr + (outputs / "out" / "result.json").read_text()
 

@@ -52,6 +52,9 @@ def _counts(levels: list[LevelSummary]) -> Iterator[tuple[str, str, list[str]]]:
     yield "tokens/s", "", [_digits(level.get("output_tokens_per_second")) for level in levels]
     yield "tokens", "prompt", [_digits(level.get("mean_prompt_tokens")) for level in levels]
     yield "", "answer", [_digits(level.get("mean_output_tokens")) for level in levels]
+    yield "load generator", "of a core", [_share(level.get("client_cpu_fraction"), 2) for level in levels]
+    if any(level.get("sent_late_p99_ms") is not None for level in levels):
+        yield "", "late p99, ms", [_digits(level.get("sent_late_p99_ms")) for level in levels]
 
 
 def _verdicts(speeds: Speeds) -> Iterator[str]:
@@ -71,8 +74,8 @@ def _number(value: float | int | None) -> str:
     return f"{value:,.0f}" if value else "–"
 
 
-def _share(value: float | int | None) -> str:
-    return "–" if value is None else f"{100 * value:.4g} %"
+def _share(value: float | int | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}g} %"
 
 
 def _digits(value: float | int | None) -> str:
