@@ -79,6 +79,7 @@ class Answer:
 
 # Wrong key, no right, no such address or model: every request gets the same, until somebody sees to it.
 _REFUSALS = ("http_401", "http_403", "http_404", "http_405")
+_BUSY = ("http_429", "http_503")
 _NOT_THE_REQUESTS_FAULT = ("http_408", "http_409", "http_425", "http_429", *_REFUSALS)
 # An endpoint that neither connects nor answers in time is gone after so many requests in a row; one that answers every
 # request with an error gets more, because a server that is starting or overloaded does the same for a while.
@@ -98,7 +99,7 @@ class Patience:
     stall_seconds: float = 120.0  # between two pieces of an answer that has begun to arrive
     connect_timeout_seconds: float = 10.0
     num_tries: int = 4
-    num_tries_when_busy: int = 12  # of 429, the answer of a server that has enough to do for now
+    num_tries_when_busy: int = 12  # three minutes and more of 429 or 503: too much to do, or a model still being loaded
     first_pause_seconds: float = (
         0.5  # doubled after every try, with a random share so that workers do not march in step
     )
@@ -180,12 +181,13 @@ class Client:
             await self._wait_while_busy()
             answer, retry_after_seconds = await self._ask_once(request)
             # Where everything fails, one try each shows soon enough whether anything still works.
-            most = self._patience.num_tries_when_busy if answer.error == "http_429" else self._patience.num_tries
+            is_busy = answer.error in _BUSY
+            most = self._patience.num_tries_when_busy if is_busy else self._patience.num_tries
             most = 1 if self._failed_in_a_row.total() >= _SILENT_IN_A_ROW else most
             if not answer.is_worth_another_try or attempt >= most:
                 break
             pause = self._pause_seconds(attempt, retry_after_seconds)
-            if answer.error == "http_429":  # for everybody: who asks on makes it last
+            if is_busy:  # for everybody: who asks on makes it last
                 self._busy_until = max(self._busy_until, time.monotonic() + pause)
             else:
                 await asyncio.sleep(pause)

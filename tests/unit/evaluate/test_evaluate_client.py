@@ -289,6 +289,14 @@ def test_a_key_that_a_server_repeats_is_not_kept(monkeypatch: pytest.MonkeyPatch
         assert asyncio.run(ask(server)).detail == "wrong key: ${env:REPEATED_KEY}"
 
 
+def test_a_model_that_is_still_being_loaded_is_waited_for() -> None:
+    with ScriptedChatServer(
+        lambda r, number: Reply(b"loading", 503) if number < 9 else Reply(completion("ok"))
+    ) as server:
+        assert [answer.text for answer in ask_all(server, requests(2), concurrency=1)] == ["ok", "ok"]
+        assert len(server.requests) == 9 + 2
+
+
 def test_a_busy_server_is_asked_more_slowly_and_answers_all() -> None:
     """Not more than five requests in 0.2 s; every 429 costs everybody a pause."""
     patience = Patience(num_tries=2, first_pause_seconds=0.05, longest_pause_seconds=1.0)
