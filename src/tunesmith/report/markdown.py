@@ -50,6 +50,7 @@ def _results(evaluation: dict[str, Any] | None) -> str:
         )
         for group in evaluation["groups"]
         for row in group["rows"]
+        if not row["part_of"]
     ]
     told = _table(("metric", "base", "tuned", "difference (95 %)", "verdict"), rows[:_MAX_METRICS])
     tally = " · ".join(f"{entry['mark']} {entry['count']} {entry['verdict']}" for entry in evaluation["tally"])

@@ -126,7 +126,8 @@ def _groups(scores: Scores) -> list[Context]:
                 row["name"] = part + (f": {row['name'].lower()}" if len(rows) > 1 else "")
         group = groups.setdefault(family, {"name": wording.task_name(family), "rows": [], "mistakes": {}})
         for row in rows:
-            row["change"] = _change(f"{group['name']}: {row['name']}", row, metrics[row["key"]])
+            name = f"{group['name']}: {row['name']}"
+            row["change"] = None if row["part_of"] else _change(name, row, metrics[row["key"]])
         group["rows"] += rows
         for model, counts in scores.failures.get(task, {}).items():
             of_model = group["mistakes"].setdefault(model, {})
@@ -178,6 +179,8 @@ def _row(task: str, name: str, record: dict[str, Any]) -> Context:
         "num_items": record.get("num_items"),
         "num_fixed": record.get("num_fixed"),
         "num_broken": record.get("num_broken"),
+        "part_of": record.get("part_of"),
+        "asked": wording.how_asked(record),
         "lower_is_better": record.get("better") == "lower",
         "in_words": wording.shown(record["verdict_in_words"]) if record.get("verdict_in_words") else "",
         "figure": comparison(bars, maximum, told=label) if bars else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _METRICS = {
@@ -143,3 +144,16 @@ def shown(value: Any) -> str:
 def printable(text: str) -> str:
     """Return text without what HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs."""
     return _CONTROL.sub("\ufffd", text).encode("utf-8", "replace").decode("utf-8")
+
+
+def how_asked(record: Mapping[str, Any]) -> str:
+    """Return what a number of lm-evaluation-harness rests on; nothing for numbers of ours, which rest on the recipe."""
+    if not record.get("harness"):
+        return ""
+    shots, limit = record.get("num_fewshot"), record.get("limit")
+    told = [f"{record['harness']}, task version {record.get('task_version')}", f"{shots}-shot"]
+    told += [f"chat template {record.get('chat_template')}", str(record.get("backend"))]
+    told += [f"filter {record['filter']}"] if record.get("filter") not in (None, "none") else []
+    told += [f"only the first {limit} items of each task"] if limit else []
+    told += [f"programs run with: {record['sandbox']}"] if record.get("sandbox") else []
+    return shown(", ".join(told))

@@ -136,6 +136,9 @@ def test_what_is_no_mean_is_compared_by_standard_errors(tmp_path: Path) -> None:
     assert record["difference"] == 10.0 and record["verdict"] == "improved" and record["maximum"] == 100.0
     assert record["difference_low"] == pytest.approx(10 - 1.959964 * 2.5, abs=1e-5)
     assert record["p_value"] == pytest.approx(math.erfc(4 / math.sqrt(2)))
+    assert record["num_items"] == record["num_pairs"] == 4 and record["verdict_in_words"] == "improved"
+    close = {"base": of(tmp_path / "b3", 10.0, 1.5), "tuned": of(tmp_path / "t3", 12.0, 2.0)}
+    assert "cannot tell with 4 items; about 50" in str(compare("t", close, FACTS, 1)["bleu"]["verdict_in_words"])
     unknown = {"base": of(tmp_path / "b2", 10.0, "N/A"), "tuned": of(tmp_path / "t2", 20.0, 2.0)}
     assert compare("t", unknown, FACTS, 1)["bleu"]["verdict"] == "cannot tell"
 
@@ -159,7 +162,7 @@ def test_of_choices_the_likeliest_is_the_answer(tmp_path: Path) -> None:
     line = sample(0, {"acc": 1.0}, arguments=arguments, resps=resps, target="1")
     told = json.loads(item_lines("t", {"tuned": side(tmp_path / "t", {"t": [line]}, results={"t": means([1.0])})})[0])
     assert (told["tuned"]["answer"], told["reference"], told["prompt_tail"]) == ("blue", "blue", "Sky?")
-    assert told["id"] == "t#0" and told["prompt_sha256"] == "p0" and told["tuned"]["correct"] is True
+    assert told["id"] == "t#0" and told["prompt_hash"] == "p0" and told["tuned"]["correct"] is True
 
 
 def test_other_items_are_not_compared(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -169,6 +170,28 @@ def test_sparse_records_of_other_writers_are_borne(tmp_path: Path) -> None:
     run_dir.requests.write_text("[]\n{}\nnonsense\n")
     stage.run(finished_runs.recipe(), run_dir)
     assert "2.5" in _Page(run_dir.report_page.read_text()).text
+
+
+def test_numbers_of_the_harness_say_what_they_rest_on_and_parts_are_folded_away(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path / "run", "full")
+    scores = run_dir.load(Scores)
+    record = scores.tasks["text"]["exact_match"] | {
+        "harness": "lm_eval 0.4.13",
+        "task_version": "2.0",
+        "num_fewshot": 5,
+        "chat_template": "not applied",
+        "backend": "checkpoint",
+        "filter": "strict-match",
+        "limit": 20,
+    }
+    more = {"lm_eval.mmlu": {"acc": record}}
+    more |= {f"lm_eval.mmlu_{part}": {"acc": record | {"part_of": "lm_eval.mmlu"}} for part in ("law", "art")}
+    run_dir.save(dataclasses.replace(scores, tasks=scores.tasks | more))
+    stage.run(finished_runs.recipe(), run_dir)
+    page = _Page(run_dir.report_page.read_text(encoding="utf-8"))
+    about = "lm_eval 0.4.13, task version 2.0, 5-shot, chat template not applied, checkpoint, filter strict-match"
+    assert f"{about}, only the first 20 items of each task" in page.text
+    assert "2 numbers of what these groups consist of" in page.text and "mmlu_art" in page.text
 
 
 def test_the_title_of_the_recipe_is_used(tmp_path: Path) -> None:

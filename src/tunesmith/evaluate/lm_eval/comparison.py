@@ -37,11 +37,15 @@ class Side:
 
     measured: Mapping[str, Measured]
 
-    def values(self, name: str, key: tuple[str, str]) -> Values:
-        """Return a metric's value for each item of a task, or of the tasks of a group."""
+    def samples(self, name: str) -> list[tuple[str, Sample]]:
+        """Return the items of a task, or of the tasks of a group, each with its task's name."""
         of = self.measured[name]
         tasks = [self.measured[member] for member in of.members if member in self.measured] if of.members else [of]
-        return {(t.name, s.doc_id): s.scores[key] for t in tasks for s in t.samples if key in s.scores}
+        return [(task.name, sample) for task in tasks for sample in task.samples]
+
+    def values(self, name: str, key: tuple[str, str]) -> Values:
+        """Return a metric's value for each item that has one."""
+        return {(task, s.doc_id): s.scores[key] for task, s in self.samples(name) if key in s.scores}
 
 
 def groups_of(side: Side) -> dict[str, str]:
@@ -88,7 +92,7 @@ def compare(name: str, sides: Mapping[Which, Side], facts: Record, seed: int) ->
         if any(value is None for value in own.values()):
             continue
         numbers = {which: value for which, value in own.items() if value is not None}
-        record = _paired(name, key, sides, numbers, seed) or _unpaired(numbers, len(sides["tuned"].values(name, key)))
+        record = _paired(name, key, sides, numbers, seed) or _unpaired(numbers, len(sides["tuned"].samples(name)))
         for which, value in numbers.items():
             record |= {which: value.value, f"{which}_stderr": value.stderr}
         records[our_name] = record | {"filter": key[1]} | facts
@@ -177,14 +181,18 @@ def _unpaired(numbers: Mapping[Which, MetricValue], num_items: int) -> Record:
     if "base" not in numbers:
         return record
     difference = numbers["tuned"].value - numbers["base"].value
-    record["difference"] = difference
+    record |= {"num_pairs": num_items, "difference": difference}
     errors = [number.stderr for number in numbers.values()]
-    if None in errors:
-        return record | {"verdict": "cannot tell"}
     error = math.hypot(*(error or 0.0 for error in errors))
-    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    if None in errors or error == 0:
+        words = "cannot tell: the harness gives no standard error"
+        return record | {"verdict": "cannot tell", "verdict_in_words": words}
+    p_value = math.erfc(abs(difference) / error / math.sqrt(2))
+    verdict = stats.verdict(difference, p_value, higher_is_better=better)
+    needed = stats.items_needed_by_spread(difference, error, num_items)
     record |= {"difference_low": difference - stats.Z_95 * error, "difference_high": difference + stats.Z_95 * error}
-    return record | {"p_value": p_value, "verdict": stats.verdict(difference, p_value, higher_is_better=better)}
+    words = stats.in_words(verdict, num_items, needed)
+    return record | {"p_value": p_value, "verdict": verdict, "verdict_in_words": words, "num_items_needed": needed}
 
 
 def item_lines(name: str, sides: Mapping[Which, Side]) -> list[str]:
@@ -195,7 +203,7 @@ def item_lines(name: str, sides: Mapping[Which, Side]) -> list[str]:
     for index, sample in enumerate(of_models["tuned"]):
         line: dict[str, Any] = {
             "id": f"{name}#{sample.doc_id}",
-            "prompt_sha256": sample.prompt_hash,
+            "prompt_hash": sample.prompt_hash,
             "prompt_tail": _tail(sample.prompt),
             "reference": sample.target,
         }
@@ -207,7 +215,7 @@ def item_lines(name: str, sides: Mapping[Which, Side]) -> list[str]:
 def _told(sample: Sample, names: Mapping[tuple[str, str], str]) -> dict[str, Any]:
     scores = {names[key]: value for key, value in sample.scores.items() if key in names}
     first = next(iter(scores.values()), 0.0)
-    return {"answer": sample.answer, "correct": first == 1.0, "scores": scores, "error": ""}
+    return {"answer": sample.answer, "answered": True, "correct": first == 1.0, "scores": scores, "error": ""}
 
 
 def _tail(prompt: str) -> str:

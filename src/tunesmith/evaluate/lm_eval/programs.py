@@ -29,6 +29,7 @@ _LIMIT_SECONDS = 3600
 _LARGEST_FILE_BYTES = 1 << 30
 # Libraries write into these while they read: they get directories of the job, and copies of them in the sandbox.
 _CACHES = {"HF_DATASETS_CACHE": "datasets", "HF_EVALUATE_CACHE": "evaluate", "HF_MODULES_CACHE": "modules"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 _ANSWERS = "answers_rank0.db"  # the harness appends the rank to the name it is given
 
 
@@ -63,7 +64,7 @@ def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
             "scratch": str(scratch),
             "results": str(results),
             "copied": [str(job.directory / "caches" / directory) for directory in _CACHES.values()],
-            "environment": environment(scratch) | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            "environment": environment(scratch) | _OFFLINE,
         }
         files.write_json(room / "order.json", order)
         sandbox = [sys.executable, "-m", "tunesmith.evaluate.lm_eval.sandbox", str(room / "order.json"), "--"]
