@@ -191,7 +191,7 @@ def test_numbers_of_the_harness_say_what_they_rest_on_and_parts_are_folded_away(
     page = _Page(run_dir.report_page.read_text(encoding="utf-8"))
     about = "lm_eval 0.4.13, task version 2.0, 5-shot, chat template not applied, checkpoint, filter strict-match"
     assert f"{about}, only the first 20 items of each task" in page.text
-    assert "2 numbers of what these groups consist of" in page.text and "mmlu_art" in page.text
+    assert "Parts of these groups: 2 numbers" in page.text and "mmlu_art" in page.text
 
 
 def test_the_title_of_the_recipe_is_used(tmp_path: Path) -> None:
