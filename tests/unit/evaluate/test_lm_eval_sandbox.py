@@ -37,7 +37,7 @@ def room() -> Iterator[Path]:
 def run(room: Path, program: str, *, limit_seconds: int = 30, **environment: str) -> tuple[int, dict[str, Any]]:
     """Run a program in the sandbox; returns its exit code and what it wrote to results/out.json."""
     order = room / "order.json"
-    document = {"told": str(room / "told.json"), "limit_seconds": limit_seconds, "copied": [str(room / "cache")]}
+    document = {"told": str(room / "told.json"), "limit_seconds": limit_seconds, "caches": [str(room / "cache")]}
     document |= {
         "scratch": str(room / "s"),
         "results": str(room / "r"),
@@ -105,17 +105,41 @@ def test_no_credentials_and_a_home_of_its_own(room: Path) -> None:
 
 
 @needs_namespaces
-def test_caches_are_copies(room: Path) -> None:
+def test_what_is_written_into_caches_is_gone(room: Path) -> None:
     (room / "cache" / "module.py").write_text("original")
     code, found = run(
         room,
         """
-        found["read"] = open("cache/module.py").read()
-        open("cache/module.py", "w").write("poisoned")
+        found["read"] = open(ROOM + "/cache/module.py").read()
+        open(ROOM + "/cache/module.py", "w").write("poisoned")
+        open(ROOM + "/cache/lock", "w").write("")
+        found["then"] = open(ROOM + "/cache/module.py").read()
         """,
     )
-    assert (code, found["read"]) == (0, "original")
+    assert (code, found["read"], found["then"]) == (0, "original", "poisoned")
+    assert [path.name for path in (room / "cache").iterdir()] == ["module.py"]
     assert (room / "cache" / "module.py").read_text() == "original"
+
+
+@needs_namespaces
+def test_relative_names_are_found_and_not_overwritten(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = room / "here"
+    (here / "data").mkdir(parents=True)
+    (here / "data" / "rows.jsonl").write_text("rows")
+    monkeypatch.chdir(here)
+    code, found = run(
+        room,
+        """
+        found["read"] = open("data/rows.jsonl").read()
+        open("new", "w").write("x")
+        try:
+            open("data/rows.jsonl", "w")
+        except OSError as error:
+            found["write"] = str(error)
+        """,
+    )
+    assert (code, found["read"]) == (0, "rows") and "Read-only" in found["write"]
+    assert [path.name for path in here.iterdir()] == ["data"] and (here / "data" / "rows.jsonl").read_text() == "rows"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="who is not root may nest namespaces")
@@ -128,7 +152,7 @@ def test_where_there_are_no_namespaces_limits_hold_and_that_is_told(room: Path) 
         inner = ROOM + "/r/inner"
         for directory in ("", "/s", "/r"):
             os.mkdir(inner + directory)
-        order = {"told": inner + "/told.json", "limit_seconds": 20, "copied": [], "environment": {}}
+        order = {"told": inner + "/told.json", "limit_seconds": 20, "caches": [], "environment": {}}
         order |= {"scratch": inner + "/s", "results": inner + "/r"}
         json.dump(order, open(inner + "/order.json", "w"))
         program = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
@@ -188,7 +212,7 @@ def test_a_killed_run_leaves_no_program(room: Path) -> None:
         "import sys; from pathlib import Path; from tunesmith.evaluate.lm_eval import process\n"
         "process.run(sys.argv[2:], Path(sys.argv[1]) / 'log', {}, title='t')"
     )
-    document = {"told": str(room / "told.json"), "limit_seconds": 100, "copied": [], "environment": {}}
+    document = {"told": str(room / "told.json"), "limit_seconds": 100, "caches": [], "environment": {}}
     document |= {"scratch": str(room / "s"), "results": str(room / "r")}
     (room / "order.json").write_text(json.dumps(document))
     sandbox = [sys.executable, "-m", "tunesmith.evaluate.lm_eval.sandbox", str(room / "order.json"), "--"]

@@ -19,7 +19,7 @@ from tunesmith.errors import EvaluateError, RecipeError, TunesmithError
 from tunesmith.evaluate.lm_eval import process
 from tunesmith.evaluate.lm_eval.catalogue import INSIDE, Chosen, catalogue, interpreter
 from tunesmith.evaluate.lm_eval.comparison import Record, Side, compare, groups_of, item_lines, task_name
-from tunesmith.evaluate.lm_eval.programs import environment, held, score
+from tunesmith.evaluate.lm_eval.programs import ALLOWED, held, score
 from tunesmith.evaluate.lm_eval.results import Measured, read
 from tunesmith.evaluate.lm_eval.work_order import Examinee, Job, Orders
 from tunesmith.recipe.environment import expand, redact
@@ -144,7 +144,7 @@ class Harness:
         document = {"configs": [str(job.config.absolute()) for job in jobs], "include_defaults": not local}
         files.write_json(order, document | {"answers_only": answers_only})
         command = [interpreter(self._settings), str(INSIDE), "run", str(order.absolute())]
-        more = environment(jobs[0].directory.absolute() / "caches") if answers_only else {}
+        more = dict(ALLOWED) if answers_only else {}
         more["OPENAI_API_KEY"] = self._key  # where the harness looks for an endpoint's key; a user's own is none of it
         return self._try(jobs, lambda log: process.run(command, log, _ENVIRONMENT | more, title=which))
 

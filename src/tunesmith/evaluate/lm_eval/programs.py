@@ -14,6 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,20 @@ from tunesmith.track.console import warn
 
 _LIMIT_SECONDS = 3600
 _LARGEST_FILE_BYTES = 1 << 30
-# Libraries write into these while they read: they get directories of the job, and copies of them in the sandbox.
-_CACHES = {"HF_DATASETS_CACHE": "datasets", "HF_EVALUATE_CACHE": "evaluate", "HF_MODULES_CACHE": "modules"}
+# Libraries write into these while they read; the first is where the others are unless they are named.
+_CACHES = {"HF_HOME": "", "HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets", "HF_EVALUATE_CACHE": "evaluate"}
+_CACHES |= {"HF_MODULES_CACHE": "modules"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 _ANSWERS = "answers_rank0.db"  # the harness appends the rank to the name it is given
+# Without it, tasks whose metric runs programs cannot even be loaded.
+ALLOWED = {"HF_ALLOW_CODE_EVAL": "1"}
 
 
-def environment(caches: Path) -> dict[str, str]:
-    """Return what the harness needs to load a task that runs programs, its caches being below `caches`."""
-    return {name: str(caches / directory) for name, directory in _CACHES.items()} | {"HF_ALLOW_CODE_EVAL": "1"}
+def caches() -> dict[str, str]:
+    """Return the variables that name the caches of Hugging Face's libraries, filled in from their defaults."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    home = Path(os.environ.get("HF_HOME") or default).expanduser()
+    return {name: os.environ.get(name) or str(home / below) for name, below in _CACHES.items()}
 
 
 def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
@@ -63,8 +69,8 @@ def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
             "limit_seconds": _LIMIT_SECONDS,
             "scratch": str(scratch),
             "results": str(results),
-            "copied": [str(job.directory / "caches" / directory) for directory in _CACHES.values()],
-            "environment": environment(scratch) | _OFFLINE,
+            "caches": _outermost(caches().values()),
+            "environment": caches() | ALLOWED | _OFFLINE,
         }
         files.write_json(room / "order.json", order)
         sandbox = [sys.executable, "-m", "tunesmith.evaluate.lm_eval.sandbox", str(room / "order.json"), "--"]
@@ -73,6 +79,12 @@ def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
         finally:
             _tell(job, told)
         _take_back(job, results)
+
+
+def _outermost(directories: Iterable[str]) -> list[str]:
+    """Return directories without those that lie in another of them."""
+    real = sorted({str(Path(directory).resolve()) for directory in directories})
+    return [path for path in real if not any(Path(path).is_relative_to(other) for other in real if other != path)]
 
 
 def _write_work(job: Job, config: dict[str, Any], room: Path, results: Path) -> Path:

@@ -4,7 +4,7 @@ What holds, where the kernel lets an ordinary user make namespaces (Linux 5.12 o
 
 * no network, not even the loopback interface's servers;
 * every file system read-only but one directory for results, and a file system in memory (1 GiB) for everything else:
-  working directory, HOME, TMPDIR, /dev/shm;
+  working directory (with links to what was in it), HOME, TMPDIR, /dev/shm, and whatever is written into caches;
 * processes outside cannot be seen or signalled, and nothing that was started lives on;
 * no capabilities and none to be had from set-uid programs.
 
@@ -24,8 +24,8 @@ import ctypes
 import errno
 import json
 import os
+import re
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -48,7 +48,7 @@ _LIMITS = {
     resource.RLIMIT_NOFILE: 1024,
     resource.RLIMIT_CORE: 0,
 }
-_PASSED_ON = ("PATH", "LANG", "LC_ALL", "HF_HOME", "HF_HUB_CACHE", "OMP_NUM_THREADS", "VIRTUAL_ENV")
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "VIRTUAL_ENV", "PYTHONPATH")
 _NAMESPACES_HELD = ("no network", "read-only file systems", "own processes only", "no privileges")
 
 
@@ -114,10 +114,12 @@ def _become(order: dict[str, Any], command: list[str], *, in_namespaces: bool) -
         scratch, results = Path(order["scratch"]), Path(order["results"])
         if in_namespaces:
             _close_file_systems(scratch, results)
-        for name in order["copied"]:  # caches that are written to: copies, so that what was there stays as it was
-            if Path(name).is_dir():
-                shutil.copytree(name, scratch / Path(name).name)
+            for number, name in enumerate(order["caches"]):
+                _keep_writes_in_memory(Path(name), scratch / f".cache-{number}")
+        here = Path.cwd()
         os.chdir(scratch)
+        for entry in here.iterdir():  # what is named relative to it is still found
+            (scratch / entry.name).symlink_to(entry)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {"HOME": str(scratch), "TMPDIR": str(scratch)} | order["environment"]
         if in_namespaces:
@@ -144,6 +146,20 @@ def _close_file_systems(scratch: Path, results: Path) -> None:
     # Refused inside some containers, where the old view stays: names of processes, which cannot be reached.
     with contextlib.suppress(OSError):
         _call("mount", b"proc", b"/proc", b"proc", _NOSUID | _NODEV, None)
+
+
+def _keep_writes_in_memory(directory: Path, memory: Path) -> None:
+    """Lay memory over a cache that its readers also write into: what was there stays as it was."""
+    if not directory.is_dir():
+        return
+    layers = {"lowerdir": directory, "upperdir": memory / "upper", "workdir": memory / "work"}
+    for name in ("upperdir", "workdir"):
+        layers[name].mkdir(parents=True)
+    escaped = {name: re.sub(r"([\\,:])", r"\\\1", str(path)) for name, path in layers.items()}
+    options = ",".join(f"{name}={path}" for name, path in escaped.items())
+    _call(
+        "mount", b"overlay", os.fsencode(directory), b"overlay", _NOSUID | _NODEV, os.fsencode(f"{options},userxattr")
+    )
 
 
 def _read_only(path: Path, is_on: bool, flags: int) -> None:
