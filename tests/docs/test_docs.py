@@ -81,8 +81,15 @@ def test_shipped_recipes_load_resolve_and_plan(path: Path, tmp_path: Path, monke
     pair = '{{"prompt": "Say {0}", "chosen": "{0}", "rejected": "no {0}"}}\n'
     rows.write_text("".join(pair.format(number) for number in range(40)))
     dpo = load(path).recipe.train.objective == "dpo"
-    settings = ["model.name_or_path=quickstart/base", f"data.train={rows if dpo else 'quickstart/data/train.jsonl'}"]
+    settings = ["model.name_or_path=quickstart/base"]
+    if load(path).recipe.tuned is None:
+        settings.append(f"data.train={rows if dpo else 'quickstart/data/train.jsonl'}")
+    else:
+        settings.append("tuned=quickstart/base")  # a whole model stands for what was trained
     made = plan(load(path, settings).recipe)
+    if made.tuned is not None:
+        assert made.training is None and "data" not in made.stages
+        return
     training = made.training
     assert training is not None
     assert training.num_steps > 0 and training.data.num_tokens > 0 and training.memory.total > 0

@@ -53,7 +53,15 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving) -> Speeds:
         do = "the same command measures again"
         raise Interrupted(f"stopped; what was measured is in {run_dir.partial_speeds}", do=do)
     run_dir.partial_speeds.unlink(missing_ok=True)
+    _write_results(run_dir.stage("bench") / "results", recipe.name, speeds)
     return speeds
+
+
+def _write_results(directory: Path, name: str, speeds: Speeds) -> None:
+    """Write a file for each level, `bench_RUN_c16.json`: its numbers and its targets."""
+    for level, numbers in speeds.levels.items():
+        targets = [verdict for verdict in speeds.targets if verdict["level"] == level]
+        files.write_json(directory / f"bench_{name}_{level}.json", {"level": level, **numbers, "targets": targets})
 
 
 def load_test(

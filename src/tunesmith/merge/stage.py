@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.artifacts import Checkpoint, Dataset, Weights
 from tunesmith.merge.job import Job, largest_format, merge, quantised_layers
+from tunesmith.merge.standalone import probes_for
 from tunesmith.model.headers import read_headers
 from tunesmith.model.locate import locate
 from tunesmith.recipe.schema import Recipe
@@ -54,14 +55,14 @@ def _job(recipe: Recipe, run_dir: RunDir, checkpoint: Checkpoint) -> Job:
         target=run_dir.merged,
         adapters=() if is_whole else (trained,),
         companions=(trained,),
-        make_probes=lambda merged, num_tokens: list(_probes(run_dir, num_tokens)),
+        make_probes=lambda merged, num_tokens: _probes(run_dir, merged, num_tokens),
         dtype=_dtype(recipe, base, trained) if is_whole else recipe.merge.dtype,
         max_shard_bytes=int(recipe.merge.max_shard_gib * 2**30),
         fold_onto=recipe.merge.fold_onto,
         quantised_layers=layers,
         quantised_from=quantised_from,
         trust_remote_code=recipe.model.trust_remote_code,
-        probes_key=run_dir.load(Dataset).key,
+        probes_key=dataset.key if (dataset := run_dir.find(Dataset)) else "",
         remembered=files.HashCache(cache_root(recipe.output_dir) / "hashes.json").known,
     )
 
@@ -77,12 +78,19 @@ def _dtype(recipe: Recipe, base: Path, trained: Path) -> str:
     return "model" if {info.dtype for info in read_headers(trained).values()} <= {SHORT_NAMES[dtype]} else dtype
 
 
-def _probes(run_dir: RunDir, num_tokens: int) -> Iterator[Probe]:
-    """Yield the beginnings of a few real rows, held-out ones when there are any."""
+def _probes(run_dir: RunDir, merged: Path, num_tokens: int) -> list[Probe]:
+    """Return a few real rows, or the fixed conversations where nothing was trained here."""
+    dataset = run_dir.find(Dataset)
+    if dataset is None:
+        return probes_for(merged, num_tokens, None)
+    return list(_rows(run_dir, dataset, num_tokens))
+
+
+def _rows(run_dir: RunDir, dataset: Dataset, num_tokens: int) -> Iterator[Probe]:
+    """Yield the ends of a few rows, held-out ones when there are any."""
     from tunesmith.merge.proof import NUM_PROBES, Probe
     from tunesmith.tokens.shards import Shards
 
-    dataset = run_dir.load(Dataset)
     shards = Shards(run_dir.absolute(dataset.validation or dataset.train))
     if not len(shards):
         shards = Shards(run_dir.absolute(dataset.train))

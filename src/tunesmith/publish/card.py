@@ -119,6 +119,9 @@ def _speed(speeds: Speeds | None) -> str:
 
 def _training(recipe: Recipe, checkpoint: Checkpoint | None) -> str:
     train = recipe.train
+    if recipe.tuned is not None:
+        how = f"an adapter ({checkpoint.method})" if checkpoint and checkpoint.method != "full" else "a whole model"
+        return f"## Training\n\nTrained elsewhere, and brought in as {how}."
     rows: list[tuple[str, str]] = [("objective", train.objective), ("method", train.method)]
     if train.method != "full":
         rows += [(f"adapter: {name}", value) for name, value in adapter_facts(train.lora)]
@@ -131,7 +134,7 @@ def _training(recipe: Recipe, checkpoint: Checkpoint | None) -> str:
         ("loss on", recipe.data.train_on),
         ("seed", str(recipe.seed)),
     ]
-    if checkpoint is not None:
+    if checkpoint is not None and checkpoint.first_loss is not None and checkpoint.final_loss is not None:
         held_out = "" if checkpoint.validation_loss is None else f", held out {checkpoint.validation_loss:.4f}"
         share = f"{checkpoint.num_trainable_parameters:,} of {checkpoint.num_parameters:,}"
         rows += [

@@ -27,7 +27,7 @@ def front_matter(recipe: Recipe, scores: Scores | None, from_base: dict[str, Any
     facts |= {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["tunesmith", recipe.train.objective, recipe.train.method],
+        "tags": ["tunesmith", *([recipe.train.objective, recipe.train.method] if recipe.tuned is None else [])],
     }
     if is_hub_id(recipe.model.name_or_path):
         facts["base_model"] = recipe.model.name_or_path

@@ -196,6 +196,13 @@ def a_key_is_not_written_down(recipe: Recipe) -> Iterator[Misfit]:
         yield Misfit(("evaluate", "judge", "api_key"), what, "export it, and write `${env:NAME}`")
 
 
+def made_up_load_needs_no_rows(recipe: Recipe) -> Iterator[Misfit]:
+    bench = recipe.bench
+    if recipe.tuned is not None and bench and not (bench.prompts or bench.prompt_tokens or bench.trace):
+        what = "`bench` takes its prompts from the rows of training, and with `tuned` there are none"
+        yield Misfit(("bench",), what, "name rows in `bench.prompts`, or give `bench.prompt_tokens: 256`")
+
+
 def lists_are_not_empty(recipe: Recipe) -> Iterator[Misfit]:
     evaluate = recipe.evaluate
     if evaluate and evaluate.text and not evaluate.text.files and not evaluate.text.sets:
@@ -367,6 +374,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     a_judge_has_two_answers_to_compare,
     set_names_can_stand_in_paths,
     a_key_is_not_written_down,
+    made_up_load_needs_no_rows,
     lists_are_not_empty,
     levels_of_load_differ,
     programs_are_run_only_when_allowed,

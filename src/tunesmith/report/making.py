@@ -84,8 +84,19 @@ def _source(source: dict[str, Any]) -> Context:
     }
 
 
+def _brought_in(found: Findings) -> Pairs:
+    """What is known of a model that was trained elsewhere."""
+    facts: Pairs = [("Trained", f"elsewhere: {wording.shown(found.recipe.tuned)}")]
+    if found.checkpoint:
+        facts.append(("Method", wording.method_name(found.checkpoint.method)))
+        facts.append(("Trained numbers", wording.count(found.checkpoint.num_trainable_parameters)))
+    return facts
+
+
 def _method(found: Findings) -> Pairs:
     train, made = found.recipe.train, found.checkpoint
+    if found.recipe.tuned is not None:
+        return _brought_in(found)
     facts: Pairs = [
         ("Objective", train.objective.upper()),
         ("Method", wording.method_name(made.method if made else train.method)),

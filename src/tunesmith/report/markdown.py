@@ -83,11 +83,13 @@ def _trained(found: Findings) -> str:
     train, made, data = found.recipe.train, found.checkpoint, found.dataset
     method = train.method if train.method == "full" else f"{train.method} ({adapter_sentence(train.lora)})"
     told = [f"{train.objective} of {found.recipe.model.name_or_path} with {method}"]
+    if found.recipe.tuned is not None:
+        told = [f"{found.recipe.tuned}, made of {found.recipe.model.name_or_path} elsewhere"]
     if data:
         told.append(
             f"{wording.number(data.counts.get('train'))} rows, {wording.count(data.num_tokens)} tokens an epoch"
         )
-    if made:
+    if made and made.num_steps:
         losses = f"loss {wording.number(made.first_loss)} → {wording.number(made.final_loss)}"
         told.append(f"{wording.number(made.num_steps)} steps in {duration(made.seconds)}, {losses}")
     told.append(f"run {found.run.get('id') or found.run_dir.path.resolve().name}")

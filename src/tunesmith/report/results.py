@@ -75,7 +75,7 @@ def _facts(found: Findings) -> list[tuple[str, str]]:
         facts.append(("Method", wording.method_name(found.recipe.train.method)))
     if found.dataset:
         facts.append(("Training rows", wording.count(found.dataset.counts.get("train"))))
-    if found.checkpoint:
+    if found.checkpoint and found.checkpoint.num_steps:
         facts.append(("Training time", _duration(found.checkpoint.seconds)))
     return facts
 

@@ -59,6 +59,8 @@ def test_a_signal_leaves_what_was_measured_and_the_next_run_finishes(recipe: Rec
     with ScriptedStreamServer(lambda request, number: Stream(gaps=(0.001,) * 3)) as server:
         speeds = stage.run(recipe, run_dir, Scripted(server))
     assert not speeds.partial and not run_dir.partial_speeds.exists()
+    result = json.loads((run_dir.stage("bench") / f"results/bench_{recipe.name}_c2.json").read_text())
+    assert result["e2e_p95_ms"] == speeds.levels["c2"]["e2e_p95_ms"] and result["targets"]
     assert list(speeds.levels) == ["c2", "r50"] and speeds.requests == run_dir.relative(run_dir.requests)
     assert [verdict["passed"] for verdict in speeds.targets] == [True, True]
     assert speeds.client["tokens_per_second"] == 1e5
