@@ -48,7 +48,7 @@ def recipe() -> Recipe:
         evaluate=Evaluate(
             text=TextTask(("rows/dev.jsonl",)), function_calls=FunctionCallTask(("rows/held_out.jsonl",))
         ),
-        bench=Bench(concurrency=(1, 8, 32), targets=Targets(500, 2000, 100)),
+        bench=Bench(concurrency=(1, 8, 32), rates=(4.0,), targets=Targets(500, 2000, 100)),
         gate=("improved(evaluate.function_calls.accuracy)", "bench.c8.ttft_p95_ms < 500"),
         report=Report(num_examples=5),
         track=Track(mlflow=Mlflow(tracking_uri="${env:TRACKING_URI}")),
