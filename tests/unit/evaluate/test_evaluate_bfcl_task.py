@@ -32,7 +32,8 @@ def run_dir(tmp_path: Path) -> RunDir:
 
 def _recipe(data: Path, **settings: Any) -> Recipe:
     names = {"categories": ("simple_python",), "data": str(data), "max_tokens": 32} | settings
-    return Recipe("mine", Model("base"), Data(()), evaluate=Evaluate(bfcl=BfclTask(**names), concurrency=2))
+    evaluate = Evaluate(bfcl=BfclTask(**names), concurrency=2)
+    return Recipe("mine", Model("base"), Data(()), output_dir=str(data.parent / "outputs"), evaluate=evaluate)
 
 
 def _number(request: Request) -> int:
