@@ -42,6 +42,7 @@ def manner(protocol: Literal["prompt", "fc-openai-tools"]) -> Manner:
         describe(Path("/nonexistent")),
         system_prompt=lambda functions: f"You may call {' '.join(names(functions))}",
         tools=lambda functions: tuple({"type": "function", "function": {"name": name}} for name in names(functions)),
+        reply=lambda answer: [{c.name: c.arguments} for c in answer.tool_calls] if answer.tool_calls else answer.text,
         max_tokens=50,
     )
 

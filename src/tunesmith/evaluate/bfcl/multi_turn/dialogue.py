@@ -35,10 +35,11 @@ class Manner:
     """How items are asked.
 
     Args:
-        protocol: `prompt` or `fc-openai-tools`.
+        protocol: decides where functions are described, and what a reply is.
         functions: of every program by name.
         system_prompt: makes the text that comes before everything in `prompt`.
-        tools: makes what the API is told in `fc-openai-tools`.
+        tools: makes what the API is told in the other protocols.
+        reply: returns what result files hold of an answer.
         max_tokens: of one reply.
         long_context: the official text where it is at hand.
     """
@@ -47,12 +48,13 @@ class Manner:
     functions: Mapping[str, Sequence[Function]]
     system_prompt: Callable[[Sequence[Function]], str]
     tools: Callable[[Sequence[Function]], tuple[Tool, ...]]
+    reply: Callable[[Answer], Any]
     max_tokens: int
     long_context: LongContext | None = None
 
     @property
     def has_tools(self) -> bool:
-        return self.protocol == "fc-openai-tools"
+        return self.protocol != "prompt"
 
 
 def converse(item: Mapping[str, Any], manner: Manner) -> Dialogue:
@@ -88,7 +90,7 @@ def _turn(
     replies: list[Any] = []
     for _ in range(MOST_STEPS + 1):
         answer = yield Request(tuple(messages), tools, manner.max_tokens)
-        replies.append(_reply(answer, manner))
+        replies.append(manner.reply(answer))
         messages.append(_as_message(answer, manner))
         try:
             calls = calls_of(replies[-1], manner.protocol)
@@ -126,12 +128,6 @@ def _with_system_prompt(messages: Sequence[Message], prompt: str) -> list[Messag
     if messages and messages[0]["role"] == "system":
         return [{"role": "system", "content": f"{prompt}\n\n{messages[0]['content']}"}, *messages[1:]]
     return [{"role": "system", "content": prompt}, *messages]
-
-
-def _reply(answer: Answer, manner: Manner) -> Any:
-    if manner.has_tools and answer.tool_calls:
-        return [{call.name: call.arguments} for call in answer.tool_calls]
-    return answer.text
 
 
 def _as_message(answer: Answer, manner: Manner) -> Message:
