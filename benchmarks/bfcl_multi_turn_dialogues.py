@@ -28,8 +28,8 @@ from tunesmith.evaluate.bfcl.multi_turn.checking import check
 from tunesmith.evaluate.bfcl.multi_turn.dialogue import Manner, converse
 from tunesmith.evaluate.bfcl.multi_turn.functions import describe
 from tunesmith.evaluate.bfcl.multi_turn.replies import turns_of
-from tunesmith.evaluate.bfcl.task import response_of
 from tunesmith.evaluate.bfcl.prompts import openai_tools, system_prompt
+from tunesmith.evaluate.bfcl.task import response_of
 from tunesmith.evaluate.client import Answer, Request, ToolCall
 from tunesmith.evaluate.wire import chat_messages
 
@@ -174,7 +174,15 @@ def main() -> int:
     num_requests = num_cut_short = 0
     for protocol in ("prompt", "fc-openai-tools"):
         handler = official_handler(protocol)
-        manner = Manner(protocol, functions, system_prompt, openai_tools, functools.partial(response_of, protocol=protocol), 4096, text)
+        manner = Manner(
+            protocol,
+            functions,
+            system_prompt,
+            openai_tools,
+            functools.partial(response_of, protocol=protocol),
+            4096,
+            text,
+        )
         for number in range(options.dialogues // 2):
             item, wanted = items[(number * 7) % len(items)]
             seed = draw.random()

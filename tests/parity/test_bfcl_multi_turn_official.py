@@ -1,6 +1,6 @@
 """Our multi-turn verdicts and simulated programs beside the official ones.
 
-    TUNESMITH_BFCL_PYTHON=/path/to/env/bin/python TUNESMITH_BFCL_DATA=DIR pytest tests/parity/test_bfcl_multi_turn_official.py
+    TUNESMITH_BFCL_PYTHON=ENV/bin/python TUNESMITH_BFCL_DATA=DIR pytest tests/parity/test_bfcl_multi_turn_official.py
 
 `benchmarks/bfcl_multi_turn_vs_official.py` says what has to be installed there, and does the same over more.
 """

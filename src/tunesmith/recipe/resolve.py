@@ -146,6 +146,7 @@ def _harness_backend(recipe: Recipe, facts: Facts) -> tuple[str, str]:
 
 
 _FUNCTION_TOKENS = 8192  # BFCL's longest single-turn prompts; most take less than 1,000
+_TURNS_TOKENS = 32_768  # two programs' functions take 12,000; the rest is for turns (long context can fill any window)
 _FEW_SHOT_TOKENS = 4096  # five worked examples of MMLU's longest subjects take 3,000
 
 
@@ -155,8 +156,11 @@ def _max_model_len(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     limit, reason = facts.max_position_embeddings, "data.max_length and the longest answer asked for"
     harness = recipe.evaluate.lm_eval if recipe.evaluate else None
     bfcl = recipe.evaluate.bfcl if recipe.evaluate else None
-    if bfcl and wanted < _FUNCTION_TOKENS + bfcl.max_tokens:
-        wanted, reason = _FUNCTION_TOKENS + bfcl.max_tokens, "room for the functions of evaluate.bfcl and an answer"
+    room = (
+        _TURNS_TOKENS if bfcl and any(name.startswith("multi_turn") for name in bfcl.categories) else _FUNCTION_TOKENS
+    )
+    if bfcl and wanted < room + bfcl.max_tokens:
+        wanted, reason = room + bfcl.max_tokens, "room for the functions of evaluate.bfcl and an answer"
     if harness and harness.backend == "endpoint" and wanted < _FEW_SHOT_TOKENS:
         wanted, reason = _FEW_SHOT_TOKENS, "room for the few-shot prompts of evaluate.lm_eval"
     if (made_up := _longest_made_up(recipe.bench)) > wanted:

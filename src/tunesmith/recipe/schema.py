@@ -260,7 +260,9 @@ BfclProtocol = Literal["prompt", "fc-openai-tools", "fc-native-template"]
 BfclCategory = Literal[
     "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "irrelevance",
     "live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance",
-    "format_sensitivity", "single_turn", "non_live", "live", "python", "non_python", "simple", "java", "javascript",
+    "multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context",
+    "format_sensitivity", "single_turn", "multi_turn", "non_live", "live", "python", "non_python",
+    "simple", "java", "javascript",
 ]
 # fmt: on
 

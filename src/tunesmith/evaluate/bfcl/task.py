@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tunesmith.evaluate.bfcl import format_sensitivity
 from tunesmith.evaluate.bfcl.categories import Accuracy, Category, aggregate, expand
 from tunesmith.evaluate.bfcl.dataset import Entry, load
 from tunesmith.evaluate.bfcl.location import locate
+from tunesmith.evaluate.bfcl.multi_turn.asking import Asking
 from tunesmith.evaluate.bfcl.prompts import request
 from tunesmith.evaluate.bfcl.scoring import judge
 from tunesmith.evaluate.bfcl.verdicts import Verdict
@@ -31,7 +33,7 @@ def tasks(settings: BfclTask) -> list[Leaderboard]:
 
 
 class Leaderboard:
-    """One single-turn category, or format sensitivity."""
+    """One category: single-turn, multi-turn, or format sensitivity."""
 
     metrics: tuple[Metric, ...] = (Metric("accuracy", is_binary=True),)
 
@@ -40,6 +42,7 @@ class Leaderboard:
         self.name = f"{PREFIX}{category.name}"
         self._settings = settings
         self._version = ""
+        self._asking: Asking | None = None  # of multi-turn items
 
     def items(self) -> list[Item]:
         """Return the category's items, the first `limit` of them.
@@ -55,6 +58,11 @@ class Leaderboard:
         else:
             dataset = load(self.category, directory)
             self._version, entries, limit = dataset.version, list(dataset.entries), self._settings.limit
+        if self.category.scorer == "multi_turn":
+            protocol, max_tokens = self._settings.protocol, self._settings.max_tokens
+            reply = functools.partial(response_of, protocol=protocol)
+            self._asking = Asking(self.category, directory, protocol, reply, max_tokens)
+            return [self._asking.item(entry) for entry in entries[:limit]]
         return [self._item(entry) for entry in entries[:limit]]
 
     def _item(self, entry: Entry) -> Item:
@@ -69,22 +77,23 @@ class Leaderboard:
     def judge(self, item: Item, said: Transcript) -> Judgement:
         entry: Entry = item.reference
         response = response_of(said.answer, self._settings.protocol)
-        text = response if isinstance(response, str) else "\n".join(json.dumps(call) for call in response)
+        text = _told(response)
         if said.error:
             return Judgement(False, mean_statistics({"accuracy": 0.0}), answer_text=text)
+        if self._asking:
+            return _judgement(self._asking.verdict(entry, said), _told(said.result))
         if self.category.scorer == "format_sensitivity":
             verdict = format_sensitivity.judge(entry.id, entry, response)
         else:
             verdict = judge(self.category, entry, response, self._settings.protocol)
-        statistics = mean_statistics({"accuracy": float(verdict.valid)})
-        return Judgement(verdict.valid, statistics, answer_text=text, error=verdict.error_type, note=verdict.error)
+        return _judgement(verdict, text)
 
     def method(self) -> dict[str, str]:
         """Return what every number of this task is labelled with."""
         told = {"benchmark": "BFCL", "protocol": self._settings.protocol, "data_version": self._version}
         if self._settings.limit:
             told["items"] = f"the first {self._settings.limit}"
-        return told
+        return told | (self._asking.facts if self._asking else {})
 
     def write_results(
         self, directory: Path, run_name: str, items: Sequence[Item], outcomes: Mapping[Which, Sequence[Outcome]]
@@ -113,6 +122,18 @@ class Leaderboard:
             verdicts = {item.id: Verdict(o.judgement.correct) for item, o in zip(items, outcomes, strict=True)}
             document |= format_sensitivity.spread(verdicts)
         return document
+
+
+def _judgement(verdict: Verdict, text: str) -> Judgement:
+    statistics = mean_statistics({"accuracy": float(verdict.valid)})
+    return Judgement(verdict.valid, statistics, answer_text=text, error=verdict.error_type, note=verdict.error)
+
+
+def _told(response: Any) -> str:
+    """Return an answer for people: text as it is, calls and turns one a line."""
+    if isinstance(response, list):
+        return "\n".join(json.dumps(part, ensure_ascii=False) for part in response)
+    return response or ""
 
 
 def response_of(answer: Answer, protocol: str) -> Any:
