@@ -23,6 +23,8 @@ def sentence(record: Artifact) -> str:
     if isinstance(record, Weights):
         proof = record.proof.get("top1_agreement")
         agreement = f", agrees with base + adapter on {proof:.1%} of tokens" if isinstance(proof, float) else ""
+        onto = record.proof.get("folded_onto")
+        agreement += f", folded onto {onto}" if onto else ""
         return f"{record.num_bytes / 1e6:,.1f} MB in {len(record.files)} files{agreement}"
     if isinstance(record, Scores):
         shown, num_parts = _without_parts(record)

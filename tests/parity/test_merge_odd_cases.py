@@ -263,3 +263,15 @@ def test_rows_of_a_file_are_the_probes(tmp_path: Path) -> None:
     rows.write_text(f"{json.dumps({'messages': turns})}\n")
     _, found = merged(tmp_path, base, tmp_path / "adapter", rows=str(rows))
     assert found.proof["num_prompts"] == 1
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_experts_that_cannot_be_streamed_are_proved_layer_by_layer(tmp_path: Path, family: str) -> None:
+    """Their files hold each expert, the model holds all of a layer in one matrix."""
+    base = tiny.write_model(tmp_path / "base", family)
+    theirs = adapted(base, target_modules=["q_proj", "o_proj"], use_dora=True)
+    theirs.save_pretrained(str(tmp_path / "adapter"))
+    ours, found = merged(tmp_path, base, tmp_path / "adapter")
+    assert same_logits(ours, theirs)
+    assert found.proof["compared"].startswith("outputs of 6 of 6 adapted layers")
+    assert 0 < found.proof["max_difference"] <= 1e-5 * found.proof["logit_range"]

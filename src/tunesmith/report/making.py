@@ -171,6 +171,8 @@ def merged(found: Findings) -> Context | None:
         return None
     proof = dict(found.weights.proof)
     agreement = proof.pop("top1_agreement", None)
+    if found.weights.template_fingerprint:
+        proof["template_fingerprint"] = found.weights.template_fingerprint
     return {
         "agreement": f"{agreement:.2%}" if isinstance(agreement, float) else None,
         "proof": [(wording.sentence(key), wording.shown(value)) for key, value in proof.items()],
