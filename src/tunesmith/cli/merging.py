@@ -80,9 +80,15 @@ def _lines(path: Path, files: dict[str, str], num_bytes: int, proof: dict[str, A
     rows = [
         ("merged", f"{path}  {num_bytes / 1e6:,.1f} MB in {len(files)} files"),
         ("compared", f"{proof['compared']}: {proof['num_tokens']} tokens"),
-        ("same token", f"{proof['top1_agreement']:.2%}"),
-        ("difference", f"at most {proof['max_difference']:.3g}; rounding explains {proof['tolerance']:.3g}"),
     ]
+    if "tolerance" in proof:
+        rows += [
+            ("same token", f"{proof['top1_agreement']:.2%}"),
+            ("difference", f"at most {proof['max_difference']:.3g}; rounding explains {proof['tolerance']:.3g}"),
+        ]
+    if "worst_layer" in proof:
+        told = f"{proof['worst_layer_in_roundings']:.2g} roundings at most; rounding takes"
+        rows.append(("layers", f"{told} {proof['rounded_share_of_change']:.2%} of what the adapter does"))
     if "folded_onto" in proof:
         rows.append(("folded onto", str(proof["folded_onto"])))
     if "loss_on_nf4_base" in proof:

@@ -58,6 +58,10 @@ class Change:
         magnitude = None if self.magnitude is None else self.magnitude[rows]
         return Change(self.A, self.B[rows], self.scaling, magnitude)
 
+    def low(self, x: Tensor) -> Tensor:
+        """Return s·x·Aᵀ, (…, r)."""
+        return x @ self.A.T * self.scaling
+
     def turned(self) -> Change:
         """Return the change of the transposed matrix: (B·A)ᵀ = Aᵀ·Bᵀ."""
         assert self.magnitude is None

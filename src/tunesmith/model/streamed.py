@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -41,11 +41,13 @@ class Part:
     Attributes:
         read_change: what adapters do to it; their product is added to the layer's output, nothing is folded.
         quantised_from: its values go through NF4 first, from this number format.
+        watch: is shown the inputs of the linear layer, (tokens, in).
     """
 
     info: TensorInfo
     read_change: Callable[[], Change] | None = None
     quantised_from: torch.dtype | None = None
+    watch: Callable[[Tensor], None] | None = None
 
 
 class _LargeNowhere(TorchFunctionMode):
@@ -167,32 +169,46 @@ class StreamedLinear(nn.Module):
         self.weight = weight  # some models ask for its number format; it may have no memory
 
     def forward(self, x: Tensor) -> Tensor:
-        part, change = self._part, self._part.read_change() if self._part.read_change else None
-        shape = part.info.shape
+        change = self.change()
+        x_NI = x.reshape(-1, x.shape[-1])
+        if self._part.watch is not None:
+            self._part.watch(x_NI)
+        low_Nr = change.low(x_NI) if change else None
+        y_NO = torch.cat([adapted(x_NI @ w.T, w, low_Nr, change, rows) for rows, w in self.chunks()], dim=1)
+        y_NO = y_NO if self.bias is None else y_NO + self.bias
+        return y_NO.view(*x.shape[:-1], y_NO.shape[1])
+
+    def change(self) -> Change | None:
+        """Read what adapters do to the layer."""
+        return self._part.read_change() if self._part.read_change else None
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the weight, (out, in), some outputs at a time, in float32."""
+        shape = self._part.info.shape
         num_outputs, num_inputs = reversed(shape) if self._is_transposed else shape
-        x_NI = x.reshape(-1, num_inputs)
-        y_NO = x.new_empty(x_NI.shape[0], num_outputs)
-        low_Nr = x_NI @ change.A.T * change.scaling if change else None
-        whole = self._whole() if self._is_transposed or part.quantised_from else None
+        whole = self._whole() if self._is_transposed or self._part.quantised_from else None
         step = max(1, _CHUNK_ELEMENTS // max(1, num_inputs))
         for begin in range(0, num_outputs, step):
             end = min(begin + step, num_outputs)
-            weight = (whole[begin:end] if whole is not None else read_rows(part.info, begin, end)).to(x.dtype)
-            y = x_NI @ weight.T
-            if change is not None and low_Nr is not None:
-                of_rows = change.of_rows(slice(begin, end))
-                y += low_Nr @ of_rows.B.T
-                if of_rows.magnitude is not None:
-                    y *= of_rows.magnitude / row_norms(weight + of_rows.scaling * (of_rows.B @ of_rows.A))
-            y_NO[:, begin:end] = y
-        y_NO = y_NO if self.bias is None else y_NO + self.bias
-        return y_NO.view(*x.shape[:-1], num_outputs)
+            weight = whole[begin:end] if whole is not None else read_rows(self._part.info, begin, end)
+            yield slice(begin, end), weight.to(torch.float32)
 
     def _whole(self) -> Tensor:
         weight = read_tensor(self._part.info)
         if self._part.quantised_from is not None:
             weight = round_trip(weight.to(self._part.quantised_from))
         return weight.T if self._is_transposed else weight
+
+
+def adapted(y_NO: Tensor, weight: Tensor, low_Nr: Tensor | None, change: Change | None, rows: slice) -> Tensor:
+    """Return x·W'ᵀ for some outputs, from x·Wᵀ and s·x·Aᵀ: nothing is folded."""
+    if change is None or low_Nr is None:
+        return y_NO
+    of_rows = change.of_rows(rows)
+    y_NO = y_NO + low_Nr @ of_rows.B.T
+    if of_rows.magnitude is not None:
+        y_NO *= of_rows.magnitude / row_norms(weight + of_rows.scaling * (of_rows.B @ of_rows.A))
+    return y_NO
 
 
 class _Rows:

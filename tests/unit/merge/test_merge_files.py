@@ -220,3 +220,20 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(root: Path, monkeypatc
     assert json.loads((root / ".out.merging" / "progress.json").read_text())["files"]
     monkeypatch.undo()
     assert standalone.run(order(root))[0].is_dir()
+
+
+def test_the_verb_tells_people_and_machines(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tunesmith.cli.app import main
+
+    words = merge_command(root, "out")[3:]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] and document["path"] == str(root / "out") and set(document["seconds"]) >= {"write", "prove"}
+    assert document["files"] == json.loads((root / "out" / "manifest.json").read_text())["files"]
+    assert main([word for word in words if word != "--json"]) == 0
+    told = capsys.readouterr().out
+    assert "same token" in told and "of what the adapter does" in told and "logits on probe prompts" in told
+    assert main([*words[:-1], "--weight", "1", "--weight", "2"]) == 2
+    assert "one --weight for each --adapter" in capsys.readouterr().err
+    assert main(["merge", "--adapter", str(root / "base"), "--out", str(root / "other")]) == 5
+    assert "is no adapter" in capsys.readouterr().err and not (root / "other").exists()

@@ -126,6 +126,30 @@ def test_a_wrong_result_is_not_written(
     assert not list(run_dir.stage("merge").glob(".model*"))
 
 
+@pytest.mark.parametrize("forgotten", ["one layer", "all layers"])
+def test_a_small_change_that_got_lost_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
+    """In bfloat16 the logits alone would pass: the adapter moves them by less than their tolerance."""
+    from tunesmith.merge import fold, proof
+
+    recipe, run_dir = trained(tmp_path)
+    recipe = dataclasses.replace(recipe, merge=tiny.schema.Merge(dtype="bfloat16"))
+    right = fold.fold_into
+
+    def wrong(weight: Any, change: Any, *, as_peft: bool) -> None:
+        if forgotten == "one layer" and change.A.shape[1] != 80:
+            right(weight, change, as_peft=as_peft)
+
+    monkeypatch.setattr(fold, "fold_into", wrong)
+    monkeypatch.setattr(proof, "TOLERANCES", {"bfloat16": 1.0})
+    with pytest.raises(
+        MergeError, match=r"the merged layer '.*' differs from base \+ adapter by .* times what rounding"
+    ):
+        merge.run(recipe, run_dir)
+    monkeypatch.undo()
+    found = merge.run(recipe, run_dir).proof
+    assert 0.2 < found["worst_layer_in_roundings"] < 0.8 and 0 < found["rounded_share_of_change"] < 0.5
+
+
 def test_adapter_of_another_model(lora: tuple[Recipe, RunDir], tmp_path: Path) -> None:
     recipe, run_dir = lora
     other = tiny.write_model(tmp_path / "gpt2", "gpt2")
