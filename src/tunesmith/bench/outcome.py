@@ -99,7 +99,7 @@ def _about_level(name: str, result: LevelRun) -> Iterator[str]:
     num_late = sum(value > _LATE_MS for value in late)
     if result.concurrency is None and num_late > 0.01 * len(late):
         counted = "their latencies count from then all the same"
-        yield f"{name}: {num_late} requests were sent over {_LATE_MS:g} ms after they were due; {counted}"
+        yield f"{name}: sent over {_LATE_MS:g} ms after they were due: {num_late} of {len(late)} requests; {counted}"
 
 
 def _disagreement(name: str, ours: int, theirs: int, num_texts: int) -> Iterator[str]:

@@ -87,11 +87,12 @@ def complaints(limits: Limits, name: str, summary: LevelSummary) -> list[str]:
         if value is not None and value > _NEAR * ceiling:
             told = f"{value:,.0f} {unit} are {value / ceiling:.0%} of what the client can do here ({ceiling:,.0f})"
             found.append(f"{name}: {told}: the result may be its own")
-    for key, word in (("ttft_median_ms", "time to first token"), ("itl_median_ms", "inter-token latency")):
-        value = summary.get(key)
-        if value and limits.lateness_p99_ms > _COARSE * value:
-            told = f"a median {word} of {value:.2f} ms is close to the client's timing error"
-            found.append(f"{name}: {told} ({limits.lateness_p99_ms:.2f} ms at p99)")
+    medians = (("ttft_median_ms", "time to first token"), ("itl_median_ms", "inter-token latency"))
+    short = [(word, summary.get(key) or 0.0) for key, word in medians]
+    near = [f"{word} {value:.2f} ms" for word, value in short if 0 < value < limits.lateness_p99_ms / _COARSE]
+    if near:
+        error = f"{limits.lateness_p99_ms:.2f} ms at p99"
+        found.append(f"{name}: close to the client's own timing error ({error}): median {', '.join(near)}")
     return found
 
 

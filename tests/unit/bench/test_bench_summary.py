@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_counts_that_disagree_with_the_tokenizer_are_told() -> None:
     assert warnings(100) == warnings(101) == warnings(104) == ()
     assert "counts 480 output tokens where the tokenizer counts 400, in 4 answers" in warnings(120)[0]
     assert len(warnings(50)) == 1
+
+
+def test_requests_that_an_open_loop_sent_late_are_told() -> None:
+    timings = [dataclasses.replace(answered(0.1, 1.0), sent_late=late) for late in (0.0, 0.001, 0.02)]
+    run = LevelRun(rate=3.0, timings=timings, wall_seconds=1.0)
+    speeds = speeds_of({"r3": run}, Targets(), None, seconds=1.0)
+    assert "sent over 5 ms after they were due: 1 of 3 requests" in speeds.warnings[0]
+    assert speeds.levels["r3"]["sent_late_p99_ms"] == pytest.approx(19.62, abs=0.01)
+    closed = LevelRun(3, timings=timings, wall_seconds=1.0)
+    assert speeds_of({"c3": closed}, Targets(), None, seconds=1.0).warnings == ()
 
 
 def answered(ttft: float, e2e: float, tpot: float | None = 0.01) -> Timing:
