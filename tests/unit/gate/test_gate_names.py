@@ -23,7 +23,7 @@ RECIPE = Recipe(
     Model("base"),
     Data(()),
     evaluate=Evaluate(text=TextTask(("rows.jsonl",)), function_calls=FunctionCallTask(("rows.jsonl",))),
-    bench=Bench(concurrency=(1, 16), rates=(0.5,)),
+    bench=Bench(concurrency=(1, 16), rates=(0.5,), trace="trace.jsonl"),
 )
 
 
@@ -57,6 +57,7 @@ def test_unknown_names(rule: str, nearest: str) -> None:
         "evaluate.num_unanswered == 0",
         "evaluate.function_calls.failures.tuned.no_call < 3",
         "bench.c1.failed_timeout == 0",
+        "bench.trace.good_fraction >= 0.99",
         "bench.c16.itl_p99_ms < 9 * bench.c1.itl_p99_ms",
         "train.validation_loss < 1",
         "data.length_histogram.128 > 0",
