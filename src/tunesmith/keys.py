@@ -138,7 +138,8 @@ def _without_pace(evaluate: Evaluate | None) -> Any:
 
 
 def _serve_part(recipe: Recipe) -> dict[str, Any]:
-    return {"engine": recipe.serve.engine, "max_model_len": recipe.serve.max_model_len}
+    part: dict[str, Any] = {"engine": recipe.serve.engine, "max_model_len": recipe.serve.max_model_len}
+    return part | ({"unmerged_adapter": True} if recipe.serve.unmerged_adapter else {})
 
 
 def _parts(stage: str, recipe: Recipe) -> dict[str, Any]:

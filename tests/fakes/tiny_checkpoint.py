@@ -54,8 +54,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_checkpoint(path: Path, family: str = "llama", *, seed: int = 0) -> Path:
-    """Write a random float32 checkpoint whose greedy answers are long and varied."""
+def make_checkpoint(path: Path, family: str = "llama", *, seed: int = 0, **sizes: Any) -> Path:
+    """Write a random float32 checkpoint whose greedy answers are long and varied; `sizes` replace the family's."""
     tokenizer = byte_tokenizer()
     config = AutoConfig.for_model(
         family,
@@ -65,7 +65,7 @@ def make_checkpoint(path: Path, family: str = "llama", *, seed: int = 0) -> Path
         bos_token_id=None,
         initializer_range=0.3,
         tie_word_embeddings=False,
-        **FAMILIES[family],
+        **FAMILIES[family] | sizes,
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(path)

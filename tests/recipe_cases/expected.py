@@ -87,4 +87,6 @@ CASES: dict[str, tuple[int | None, str, str]] = {
     "python_tag": (5, "not valid YAML", ""),
     "null_section": (2, "missing key `model.name_or_path`", "add it"),
     "port_out_of_range": (6, "at most 65535", "change it"),
+    "unmerged_and_embedded": (7, "the embedded server serves merged models only", "set `serve.engine: vllm`"),
+    "unmerged_dora": (8, "vLLM serves LoRA adapters, and `train.method` is dora", "the merged model is served"),
 }

@@ -352,7 +352,22 @@ def secrets_stay_out_of_the_recipe(recipe: Recipe) -> Iterator[Misfit]:
             yield Misfit(path, what, "put it into an environment variable and write ${env:NAME}")
 
 
+def an_unmerged_adapter_is_one_that_vllm_serves(recipe: Recipe) -> Iterator[Misfit]:
+    if not recipe.serve.unmerged_adapter:
+        return
+    at: KeyPath = ("serve", "unmerged_adapter")
+    if recipe.serve.engine == "embedded":
+        yield Misfit(at, "the embedded server serves merged models only", "set `serve.engine: vllm`, or leave it out")
+    if recipe.tuned is None and recipe.train.method not in ("lora", "qlora"):
+        what = f"vLLM serves LoRA adapters, and `train.method` is {recipe.train.method}"
+        yield Misfit(at, what, "leave it out: the merged model is served")
+    if recipe.train.lora.modules_to_save:
+        what = "vLLM cannot serve an adapter with the whole modules of `train.lora.modules_to_save`"
+        yield Misfit(at, what, "leave it out: the merged model is served")
+
+
 RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
+    an_unmerged_adapter_is_one_that_vllm_serves,
     data_has_a_source,
     what_was_trained_is_not_trained_again,
     held_out_rows_come_from_one_place,

@@ -131,6 +131,8 @@ def _torch_compile(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
 def _engine(recipe: Recipe, facts: Facts) -> tuple[str, str]:
     if facts.device == "cuda" and "vllm" in facts.installed:
         return "vllm", "a CUDA device and vLLM are here"
+    if facts.device == "cuda" and recipe.serve.vllm_python is not None:
+        return "vllm", "there is a CUDA device, and serve.vllm_python names an environment for vLLM"
     why = "there is no CUDA device" if facts.device != "cuda" else "vLLM is not installed here"
     return "embedded", why
 

@@ -222,6 +222,10 @@ class Serve:
     """Give up when the server is not healthy after this long."""
     gpu_memory_utilization: Annotated[float, Bound(above=0.0, maximum=1.0)] = 0.9
     """Share of GPU memory vLLM may take."""
+    vllm_python: str | None = None
+    """Python of the environment that has vLLM, where its pins clash with ours: `/opt/vllm/bin/python`."""
+    unmerged_adapter: bool = False
+    """Serve the base model with the LoRA adapter on top, not the merged one (vLLM only); requests name the adapter."""
 
 
 TextMetric = Literal["exact_match", "jaccard", "rouge", "bleu"]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tunesmith.errors import ServeError
+
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -18,6 +20,8 @@ class ServedModel:
         max_model_len: longest prompt plus answer in tokens; None is the model's own limit.
         chat_template: `model`, a named template, or a Jinja file.
         gpu_memory_utilization: share of GPU memory that vLLM may take.
+        adapter: a LoRA adapter, in PEFT's format, that vLLM puts on top; `name` is then what it is called.
+        vllm_python: Python of the environment that has vLLM; None is this one.
     """
 
     path: Path
@@ -27,6 +31,8 @@ class ServedModel:
     chat_template: str = "model"
     trust_remote_code: bool = False
     gpu_memory_utilization: float = 0.9
+    adapter: Path | None = None
+    vllm_python: str | None = None
 
 
 class Engine(Protocol):
@@ -65,6 +71,11 @@ class Embedded:
     def command(self, model: ServedModel, host: str, port: int) -> list[str]:
         import sys
 
+        if model.adapter is not None:
+            what = "the embedded server serves merged models only"
+            raise ServeError(
+                what, where=str(model.adapter), do="set serve.engine to vllm, or unmerged_adapter to false"
+            )
         command = [sys.executable, "-m", "tunesmith.serve.embedded", "--model", str(model.path)]
         command += ["--served-model-name", model.name, "--host", host, "--port", str(port), "--dtype", model.dtype]
         if model.max_model_len is not None:

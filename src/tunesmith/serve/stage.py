@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tunesmith.artifacts import Endpoint, Weights, Which
+from tunesmith.artifacts import Checkpoint, Endpoint, Weights, Which
 from tunesmith.model.locate import locate
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Recipe
@@ -85,7 +85,9 @@ def served_model(recipe: Recipe, run_dir: RunDir, which: Which) -> ServedModel:
     Raises:
         ModelError, StageError: the model is not there.
     """
-    if which == "base":
+    unmerged = which == "tuned" and recipe.serve.unmerged_adapter
+    adapter = run_dir.absolute(run_dir.load(Checkpoint).path) if unmerged else None
+    if which == "base" or unmerged:
         path = locate(recipe.model, recipe.output_dir)
     else:
         path = run_dir.absolute(run_dir.load(Weights).path)
@@ -99,6 +101,8 @@ def served_model(recipe: Recipe, run_dir: RunDir, which: Which) -> ServedModel:
         chat_template=expand(recipe.data.chat_template),
         trust_remote_code=recipe.model.trust_remote_code,
         gpu_memory_utilization=recipe.serve.gpu_memory_utilization,
+        adapter=adapter,
+        vllm_python=expand(recipe.serve.vllm_python) if recipe.serve.vllm_python else None,
     )
 
 

@@ -6,11 +6,14 @@ Flags: https://docs.vllm.ai/en/latest/cli/serve.html, parsers: https://docs.vllm
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ServeError
+from tunesmith.model.families import family_of
 from tunesmith.serve.engine import ServedModel
 from tunesmith.tokens.templates import template_for
 from tunesmith.tokens.tokenizer import load_tokenizer
@@ -24,27 +27,21 @@ _PARSER_BY_MARKER = (
     ("<|tool_call|>", "phi4_mini_json"),
     ('"parameters"', "llama3_json"),
 )
-_PARSER_BY_ARCHITECTURE = (
-    ("Qwen", "hermes"),
-    ("Mistral", "mistral"),
-    ("Mixtral", "mistral"),
-    ("Llama", "llama3_json"),
-    ("Phi", "phi4_mini_json"),
-    ("Granite", "granite"),
-    ("Deepseek", "deepseek_v3"),
-)
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vllm/config/lora.py, MaxLoRARanks, v0.11.0
 
 
 class Vllm:
-    """vLLM, from the environment that runs tunesmith."""
+    """vLLM, from the environment that runs tunesmith or from one of its own."""
 
     name = "vllm"
 
     def command(self, model: ServedModel, host: str, port: int) -> list[str]:
         # vLLM works in processes of its own, which must not outlive us either.
         command = [sys.executable, "-m", "tunesmith.serve.keeper"]
-        command += [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)]
-        command += ["--served-model-name", model.name, "--host", host, "--port", str(port), "--dtype", model.dtype]
+        command += [_python(model), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)]
+        command += ["--served-model-name", model.name if model.adapter is None else f"{model.name}-without-adapter"]
+        command += _adapter_arguments(model)
+        command += ["--host", host, "--port", str(port), "--dtype", model.dtype]
         command += ["--gpu-memory-utilization", str(model.gpu_memory_utilization)]
         # The checkpoint's own sampling defaults (repetition_penalty, say) would make greedy answers differ from ours.
         command += ["--generation-config", "vllm"]
@@ -54,6 +51,8 @@ class Vllm:
             command += ["--trust-remote-code"]
         command += _template_arguments(model)
         parser = tool_call_parser(model)
+        # Tools that must not be called are not shown, as in the evaluation and by the embedded server.
+        command += ["--exclude-tools-when-tool-choice-none"]
         return command + (["--enable-auto-tool-choice", "--tool-call-parser", parser] if parser else [])
 
     def environment(self) -> dict[str, str]:
@@ -66,8 +65,7 @@ def tool_call_parser(model: ServedModel) -> str | None:
     for marker, parser in _PARSER_BY_MARKER:
         if marker in text:
             return parser
-    architecture = _architecture(model.path)
-    return next((parser for family, parser in _PARSER_BY_ARCHITECTURE if architecture.startswith(family)), None)
+    return family_of(str(_read(model.path / "config.json").get("model_type", ""))).tool_call_parser
 
 
 def _template_text(model: ServedModel) -> str:
@@ -91,9 +89,33 @@ def _template_arguments(model: ServedModel) -> list[str]:
     return ["--chat-template", str(file)]
 
 
-def _architecture(path: Path) -> str:
+def _python(model: ServedModel) -> str:
+    if model.vllm_python is None:
+        return sys.executable
+    found = shutil.which(str(Path(model.vllm_python).expanduser()))
+    if found is None:
+        do = "give the Python of an environment that has vLLM, /opt/vllm/bin/python for one"
+        raise ServeError("serve.vllm_python is no program", where=model.vllm_python, do=do)
+    return found
+
+
+def _adapter_arguments(model: ServedModel) -> list[str]:
+    """Return the flags that put an adapter on top of the model, under the name that requests give."""
+    if model.adapter is None:
+        return []
+    config = _read(model.adapter / "adapter_config.json")
+    if not isinstance(config.get("r"), int):
+        do = "set serve.unmerged_adapter to false: the merged model is served"
+        raise ServeError("there is no LoRA adapter here", where=str(model.adapter), do=do)
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    allowed = next((size for size in _LORA_RANKS if size >= rank), rank)
+    modules = json.dumps({"name": model.name, "path": str(model.adapter)})
+    return ["--enable-lora", "--max-lora-rank", str(allowed), "--lora-modules", modules]
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        names = json.loads((path / "config.json").read_bytes()).get("architectures") or [""]
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return str(names[0])
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.tiny_checkpoint import make_checkpoint
+from tunesmith.errors import ServeError
 from tunesmith.serve.engine import Embedded, ServedModel, engine_named
 from tunesmith.serve.vllm import Vllm, tool_call_parser
 
@@ -21,13 +22,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("engine") / "a model")
 
 
-def with_template(checkpoint: Path, tmp_path: Path, template: str | None, architecture: str) -> ServedModel:
+def with_template(checkpoint: Path, tmp_path: Path, template: str | None, model_type: str) -> ServedModel:
     path = tmp_path / "model"
     path.mkdir()
     for file in checkpoint.iterdir():
         if file.name not in ("chat_template.jinja", "model.safetensors"):
             (path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((path / "config.json").read_text()) | {"architectures": [architecture]}
+    config = json.loads((path / "config.json").read_text()) | {"model_type": model_type}
     (path / "config.json").write_text(json.dumps(config))
     if template is not None:
         (path / "chat_template.jinja").write_text(template)
@@ -78,19 +79,38 @@ def test_vllm_gets_another_template_as_a_file(checkpoint: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("template", "architecture", "parser"),
+    ("template", "model_type", "parser"),
     [
-        ("<tool_call>{{ tools }}", "LlamaForCausalLM", "hermes"),
-        ("<tool_call><function=", "Qwen3MoeForCausalLM", "qwen3_coder"),
-        ("[TOOL_CALLS]", "MistralForCausalLM", "mistral"),
-        ("<|python_tag|>", "LlamaForCausalLM", "llama3_json"),
-        ("plain", "Qwen2ForCausalLM", "hermes"),
-        ("plain", "LlamaForCausalLM", "llama3_json"),
-        (None, "MistralForCausalLM", "mistral"),
-        ("plain", "NobodyForCausalLM", None),
+        ("<tool_call>{{ tools }}", "llama", "hermes"),
+        ("<tool_call><function=", "qwen3_moe", "qwen3_coder"),
+        ("[TOOL_CALLS]", "mistral", "mistral"),
+        ("<|python_tag|>", "llama", "llama3_json"),
+        ("plain", "qwen2", "hermes"),
+        ("plain", "llama", "llama3_json"),
+        (None, "mistral", "mistral"),
+        ("plain", "nobody", None),
     ],
 )
 def test_the_parser_follows_the_template_then_the_family(
-    checkpoint: Path, tmp_path: Path, template: str | None, architecture: str, parser: str | None
+    checkpoint: Path, tmp_path: Path, template: str | None, model_type: str, parser: str | None
 ) -> None:
-    assert tool_call_parser(with_template(checkpoint, tmp_path, template, architecture)) == parser
+    assert tool_call_parser(with_template(checkpoint, tmp_path, template, model_type)) == parser
+
+
+def test_vllm_in_its_own_environment_with_an_adapter_on_top(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 12, "rank_pattern": {"q_proj": 40}}))
+    model = ServedModel(checkpoint, "run-tuned", adapter=tmp_path, vllm_python="/bin/sh")
+    command = Vllm().command(model, "127.0.0.1", 1)
+    assert command[command.index("vllm.entrypoints.openai.api_server") - 2] == "/bin/sh"
+    assert option(command, "--max-lora-rank") == "64"
+    assert json.loads(option(command, "--lora-modules")) == {"name": "run-tuned", "path": str(tmp_path)}
+    assert option(command, "--served-model-name") != "run-tuned" and option(command, "--model") == str(checkpoint)
+
+
+def test_what_vllm_cannot_serve_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match="no program"):
+        Vllm().command(ServedModel(checkpoint, "n", vllm_python=str(tmp_path / "python")), "127.0.0.1", 1)
+    with pytest.raises(ServeError, match="no LoRA adapter"):
+        Vllm().command(ServedModel(checkpoint, "n", adapter=tmp_path), "127.0.0.1", 1)
+    with pytest.raises(ServeError, match="merged models only"):
+        Embedded().command(ServedModel(checkpoint, "n", adapter=tmp_path), "127.0.0.1", 1)
