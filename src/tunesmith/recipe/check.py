@@ -14,6 +14,7 @@ from tunesmith.recipe.harness_names import is_known_to_run_code
 from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.secrets import looks_like_a_secret
+from tunesmith.recipe.serving_rules import an_unmerged_adapter_is_one_that_vllm_serves
 from tunesmith.recipe.targets import expression_of
 from tunesmith.recipe.typed import KeyPath, Misfit
 from tunesmith.recipe.walk import strings
@@ -350,20 +351,6 @@ def secrets_stay_out_of_the_recipe(recipe: Recipe) -> Iterator[Misfit]:
         if looks_like_a_secret(text):
             what = "this value looks like a secret, and recipes are copied into every run directory"
             yield Misfit(path, what, "put it into an environment variable and write ${env:NAME}")
-
-
-def an_unmerged_adapter_is_one_that_vllm_serves(recipe: Recipe) -> Iterator[Misfit]:
-    if not recipe.serve.unmerged_adapter:
-        return
-    at: KeyPath = ("serve", "unmerged_adapter")
-    if recipe.serve.engine == "embedded":
-        yield Misfit(at, "the embedded server serves merged models only", "set `serve.engine: vllm`, or leave it out")
-    if recipe.tuned is None and recipe.train.method not in ("lora", "qlora"):
-        what = f"vLLM serves LoRA adapters, and `train.method` is {recipe.train.method}"
-        yield Misfit(at, what, "leave it out: the merged model is served")
-    if recipe.train.lora.modules_to_save:
-        what = "vLLM cannot serve an adapter with the whole modules of `train.lora.modules_to_save`"
-        yield Misfit(at, what, "leave it out: the merged model is served")
 
 
 RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
