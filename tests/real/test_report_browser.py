@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests import finished_runs
+from tunesmith.compare.page import page
+from tunesmith.compare.runs import compare
 from tunesmith.report import stage
 
 pytestmark = pytest.mark.real
@@ -79,6 +81,24 @@ def test_page_is_silent_offline_and_fits(browser: Any, tmp_path: Path, kind: str
         assert page.locator("#trained svg:visible rect.bar").count() >= 16, "the way of the rows, and their lengths"
         assert page.locator("#results .overview svg:visible circle.dot").count() == {"wide": 28}.get(kind, 8)
     assert _contrasts(page) >= 4.5
+    visit.context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_comparison_page_is_silent_offline_and_fits(browser: Any, tmp_path: Path, width: int) -> None:
+    runs = [finished_runs.write(tmp_path / name, "wide") for name in ("one", "two-with-a-rather-long-name-of-its-own")]
+    for run in runs:
+        for path in (run.path / "evaluate").glob("*.jsonl"):
+            path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if not line.endswith("cut")))
+    changed = runs[1].items("function_calls")
+    changed.write_text(changed.read_text().replace('"correct": true', '"correct": false'))
+    path = tmp_path / "compared.html"
+    path.write_text(page(compare(runs), runs))
+    visit = _Visit(browser, path, "light", width)
+    assert (visit.said, visit.asked) == ([], [])
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert visit.page.locator("article").count() == 7 and visit.page.locator("figure svg:visible circle").count() > 20
+    assert _contrasts(visit.page) >= 4.5
     visit.context.close()
 
 

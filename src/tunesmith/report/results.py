@@ -11,7 +11,7 @@ from tunesmith.report import wording
 from tunesmith.report.examples import choose, kind_names
 from tunesmith.report.figures.bars import Bar, comparison
 from tunesmith.report.figures.forest import NARROW, WIDE, Change, forest
-from tunesmith.report.findings import Findings, finite, is_number
+from tunesmith.report.findings import Findings, finite, is_number, mapping
 
 Context = dict[str, Any]
 
@@ -92,8 +92,20 @@ def evaluation(found: Findings) -> Context | None:
         "has_base": has_base,
         "num_unanswered": found.scores.num_unanswered,
         "tally": _tally(changes),
+        "protocol": _protocol(mapping(found.scores.protocol)),
         "overview": [forest(changes, size) for size in (WIDE, NARROW)] if len(changes) >= _MIN_CHANGES else [],
     }
+
+
+def _protocol(known: dict[str, Any]) -> Context:
+    """Return how the numbers came about: what holds for all tasks, and what each says of itself."""
+    common = [(wording.sentence(key), wording.shown(value)) for key, value in known.items() if key != "tasks"]
+    tasks = [
+        (wording.task_name(task), [(wording.sentence(key), wording.shown(value)) for key, value in about.items()])
+        for task, about in mapping(known.get("tasks")).items()
+        if isinstance(about, dict)
+    ]
+    return {"common": common, "tasks": tasks}
 
 
 def _tally(changes: list[Change]) -> list[Context]:
@@ -124,15 +136,19 @@ def _groups(scores: Scores) -> list[Context]:
         if part:
             for row in rows:
                 row["name"] = part + (f": {row['name'].lower()}" if len(rows) > 1 else "")
-        group = groups.setdefault(family, {"name": wording.task_name(family), "rows": [], "mistakes": {}})
+        group = groups.setdefault(family, {"name": wording.task_name(family), "rows": [], "parts": [], "mistakes": {}})
         for row in rows:
             name = f"{group['name']}: {row['name']}"
             row["change"] = None if row["part_of"] else _change(name, row, metrics[row["key"]])
-        group["rows"] += rows
+        group["rows"] += [row for row in rows if not row["part_of"]]
+        group["parts"] += [row for row in rows if row["part_of"]]
         for model, counts in scores.failures.get(task, {}).items():
             of_model = group["mistakes"].setdefault(model, {})
             for kind, number in counts.items():
                 of_model[kind] = of_model.get(kind, 0) + number
+    for group in groups.values():
+        if not group["rows"]:  # parts of something that has no number of its own are the main thing
+            group["rows"], group["parts"] = group["parts"], []
     shown = [group for group in groups.values() if group["rows"]]
     return [group | {"mistakes": _mistakes(group["mistakes"])} for group in shown]
 
@@ -179,6 +195,7 @@ def _row(task: str, name: str, record: dict[str, Any]) -> Context:
         "num_items": record.get("num_items"),
         "num_fixed": record.get("num_fixed"),
         "num_broken": record.get("num_broken"),
+        "preferred": _preferred(record),
         "part_of": record.get("part_of"),
         "asked": wording.how_asked(record),
         "lower_is_better": record.get("better") == "lower",
@@ -186,6 +203,14 @@ def _row(task: str, name: str, record: dict[str, Any]) -> Context:
         "figure": comparison(bars, maximum, told=label) if bars else "",
     }
     return row | {"maximum": maximum, "change": None}
+
+
+def _preferred(record: dict[str, Any]) -> str:
+    """Return how often a judge preferred which model, or nothing when there was none."""
+    counts = [record.get(key) for key in ("num_wins", "num_losses", "num_ties")]
+    words = (("won", "lost", "tied"), counts)
+    told = [f"{wording.number(count)} {word}" for word, count in zip(*words, strict=True) if is_number(count)]
+    return ", ".join(told) if is_number(counts[0]) else ""
 
 
 def _mistakes(by_model: dict[str, dict[str, int]]) -> list[Context]:

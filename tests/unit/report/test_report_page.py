@@ -239,3 +239,31 @@ def test_hostile_text_stays_text_in_the_summary(tmp_path: Path) -> None:
     run_dir, record, _ = _page(tmp_path, "hostile")
     text = run_dir.absolute(record.summary).read_text()
     assert "<script>" not in text and "\\<script\\>" in text and "\x1b" not in text
+
+
+def test_parts_of_a_benchmark_are_folded_and_left_out_of_the_overview(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path, "wide")
+    scores = run_dir.load(Scores)
+    record = dict(scores.tasks["lm_eval.mmlu"]["accuracy"])
+    for index in range(57):
+        scores.tasks[f"lm_eval.mmlu_{index}"] = {"accuracy": record | {"part_of": "lm_eval.mmlu"}}
+    scores.protocol.update(
+        seed=1, tasks={"lm_eval.mmlu": {"harness": "lm_eval 0.4.9", "num_fewshot": 5}, "judge": {"judge": "a-model"}}
+    )
+    run_dir.save(scores)
+    record_of_report = stage.run(finished_runs.recipe(), run_dir)
+    page = _Page(run_dir.report_page.read_text())
+    assert "57 numbers" in page.text and "mmlu_56" in page.text
+    assert "How this was measured" in page.text and "lm_eval 0.4.9" in page.text and "Fewshot" in page.text
+    overview = run_dir.report_page.read_text().split("</figure>")[0]
+    assert "BFCL: simple_java" in overview and "mmlu_3" not in overview
+    assert "mmlu_3" not in run_dir.absolute(record_of_report.summary).read_text().replace("\\", "")
+
+
+def test_a_judge_tells_whom_it_preferred(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path, "full")
+    counts = {"num_wins": 41, "num_losses": 20, "num_ties": 9}
+    record = {"base": 0.35, "tuned": 0.65, "num_items": 70, "maximum": 1.0, "verdict": "improved", "difference": 0.3}
+    run_dir.save(Scores({"judge": {"preference": record | counts}}))
+    stage.run(finished_runs.recipe(), run_dir)
+    assert "41 won, 20 lost, 9 tied" in _Page(run_dir.report_page.read_text()).text
