@@ -208,7 +208,7 @@ def _scores(run_dir: RunDir, kind: str) -> Scores:
             "tuned": {"wrong_arguments": 8, "no_call": 2},
         }
     }
-    return Scores(tasks, items, 38.4, failures, 1)
+    return Scores(tasks, items, 38.4, failures, num_unanswered=1)
 
 
 def _items(task: str, *, hostile: bool) -> list[dict[str, Any]]:

@@ -267,3 +267,12 @@ def test_a_judge_tells_whom_it_preferred(tmp_path: Path) -> None:
     run_dir.save(Scores({"judge": {"preference": record | counts}}))
     stage.run(finished_runs.recipe(), run_dir)
     assert "41 won, 20 lost, 9 tied" in _Page(run_dir.report_page.read_text()).text
+
+
+def test_serving_is_not_counted_twice(tmp_path: Path) -> None:
+    run_dir = finished_runs.write(tmp_path, "full")
+    state = run_dir.read_run()
+    state["stages"] = {name: {"state": "done", "seconds": 60.0} for name in ("train", "evaluate", "serve")}
+    run_dir.write_run(state)
+    stage.run(finished_runs.recipe(), run_dir)
+    assert "2 min 0 s in all" in _Page(run_dir.report_page.read_text()).text
