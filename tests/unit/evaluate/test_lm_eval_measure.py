@@ -19,7 +19,7 @@ from tests.fakes.scripted_chat_server import Reply, ScriptedChatServer
 from tunesmith.artifacts import Endpoint, Scores, Weights, Which
 from tunesmith.errors import EnvironmentProblem, EvaluateError, RecipeError
 from tunesmith.evaluate import stage
-from tunesmith.evaluate.lm_eval import process
+from tunesmith.evaluate.lm_eval import process, programs
 from tunesmith.evaluate.lm_eval.measure import check_logprobs
 from tunesmith.recipe.schema import Data, Evaluate, LmEval, Model, Recipe
 from tunesmith.store.run_dir import RunDir
@@ -162,14 +162,16 @@ def test_the_configuration_is_the_harness_s_own(fake: Path, run_dir: RunDir) -> 
     assert config["log_samples"] is True and "confirm_run_unsafe_code" not in config
 
 
-def test_programs_are_scored_in_the_sandbox(fake: Path, run_dir: RunDir) -> None:
+def test_programs_are_scored_in_the_sandbox(fake: Path, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands for the scoring tries to do harm; what is outside stays, and the harness's files come back."""
+    monkeypatch.setenv("HF_HOME", str(fake / "hf" / "not-there-yet"))
     canary = fake / "canary"
     canary.write_text("alive")
     (fake / "fake_code.py").write_text(
         "found = {'answers': Path(config['use_cache'] + '_rank0.db').read_bytes().decode(), 'model': config['model']}\n"
         "try:\n    (HERE / 'canary').write_text('dead')\nexcept OSError as error:\n    found['canary'] = str(error)\n"
         "found['environment'] = dict(os.environ)\n"
+        "(Path(os.environ['HF_HOME']) / 'lock').write_text('')\n"
         "(directory / 'samples.jsonl.told').write_text(json.dumps(found))\n"
         "print('told', json.dumps(found), flush=True)\n"
     )
@@ -183,6 +185,7 @@ def test_programs_are_scored_in_the_sandbox(fake: Path, run_dir: RunDir) -> None
     if record["sandbox"] != "limits only":
         assert canary.read_text() == "alive" and "Read-only" in found["canary"]
         assert str(record["sandbox"]).startswith("no network")
+        assert list((fake / "hf" / "not-there-yet").iterdir()) == []
     assert "sandbox" not in scores.tasks["lm_eval.fake_a"]["exact_match"]
     run(fake, run_dir, "fake_code", allow_code_execution=True)
     assert len(harness_python.asked(fake)) == 4
@@ -213,6 +216,18 @@ def test_names_out_of_the_sandbox_stay_in_their_directory(fake: Path, run_dir: R
     with pytest.raises(EvaluateError, match="no file names"):
         run(fake, run_dir, "fake_code", allow_code_execution=True)
     assert run_dir.run_json.read_bytes() == before
+
+
+def test_caches_are_where_the_libraries_look_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    home = tmp_path / "cache" / "huggingface"
+    assert programs.caches()["HF_HOME"] == str(home) and programs.caches()["HF_MODULES_CACHE"] == str(home / "modules")
+    assert programs.outermost(programs.caches().values()) == [str(home)]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "homework"))
+    assert programs.outermost(programs.caches().values()) == [str(tmp_path / "home"), str(tmp_path / "homework")]
 
 
 def test_programs_need_leave_and_one_answer_each(fake: Path, run_dir: RunDir) -> None:

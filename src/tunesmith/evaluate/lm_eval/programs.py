@@ -62,6 +62,8 @@ def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
         scratch.mkdir()
         results.mkdir()
         shutil.copyfile(job.directory / _ANSWERS, results / _ANSWERS)
+        for cache in outermost(caches().values()):
+            Path(cache).mkdir(parents=True, exist_ok=True)  # in the sandbox nobody could
         work = _write_work(job, config, room, results)
         told = room / "told.json"
         order = {
@@ -69,7 +71,7 @@ def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
             "limit_seconds": _LIMIT_SECONDS,
             "scratch": str(scratch),
             "results": str(results),
-            "caches": _outermost(caches().values()),
+            "caches": outermost(caches().values()),
             "environment": caches() | ALLOWED | _OFFLINE,
         }
         files.write_json(room / "order.json", order)
@@ -81,7 +83,7 @@ def score(job: Job, config: dict[str, Any], python: str, log: Path) -> None:
         _take_back(job, results)
 
 
-def _outermost(directories: Iterable[str]) -> list[str]:
+def outermost(directories: Iterable[str]) -> list[str]:
     """Return directories without those that lie in another of them."""
     real = sorted({str(Path(directory).resolve()) for directory in directories})
     return [path for path in real if not any(Path(path).is_relative_to(other) for other in real if other != path)]
