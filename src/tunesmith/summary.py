@@ -98,7 +98,7 @@ def comparison(scores: Scores) -> list[tuple[str, str, str, str, str]]:
             if isinstance(base, float | int) and isinstance(tuned, float | int):
                 change = f"{100 * (tuned - base) / _maximum(values):+.1f}"
             cells = (f"{task}.{metric}", _show(base, values), _show(tuned, values), change)
-            rows.append((*cells, "; ".join(filter(None, [_verdict(values), _unanswered(values)]))))
+            rows.append((*cells, "; ".join(filter(None, [_verdict(values), _wins(values), _unanswered(values)]))))
     return rows
 
 
@@ -110,6 +110,13 @@ def _without_parts(scores: Scores) -> tuple[dict[str, dict[str, dict[str, Any]]]
 
 def _verdict(values: dict[str, Any]) -> str:
     return str(values.get("verdict_in_words") or values.get("verdict") or "")
+
+
+def _wins(values: dict[str, Any]) -> str:
+    """Return how a judge decided."""
+    if "num_wins" not in values:
+        return ""
+    return f"{values['num_wins']:,} won, {values['num_ties']:,} tied, {values['num_losses']:,} lost"
 
 
 def _unanswered(values: dict[str, Any]) -> str:

@@ -157,7 +157,12 @@ def _row(task: str, name: str, record: dict[str, Any]) -> Context:
     tuned, base = float(record["tuned"]), record.get("base")
     known = [v for k, v in record.items() if k in ("base", "tuned", "base_high", "tuned_high") and is_number(v)]
     maximum = float(record["maximum"]) if is_number(record.get("maximum")) else max(1.0, *known)
-    is_share = "num_fixed" in record or (maximum == 1.0 and "accuracy" in name) or name == "exact_match"
+    is_share = (
+        "num_fixed" in record
+        or "num_wins" in record
+        or (maximum == 1.0 and "accuracy" in name)
+        or name == "exact_match"
+    )
     bars = [
         Bar(which, float(record[which]), finite(record.get(f"{which}_low")), finite(record.get(f"{which}_high")))
         for which in ("base", "tuned")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.scripted_chat_server import Reply, ScriptedChatServer, completion
 from tests.fakes.scripted_chat_server import Request as Received
+from tunesmith import summary
 from tunesmith.artifacts import Scores, Which
 from tunesmith.evaluate import stage
 from tunesmith.evaluate.client import Patience
@@ -111,6 +112,7 @@ def test_a_judge_that_sees_the_difference(tmp_path: Path) -> None:
     assert (found["base"], found["tuned"]) == (pytest.approx(0.05), pytest.approx(0.95))
     assert found["difference"] == pytest.approx(0.9) and found["p_value"] == pytest.approx(2 / 2**9)
     assert found["verdict"] == "improved"
+    assert summary.comparison_table(scores).endswith("improved; 9 won, 1 tied, 0 lost")
     assert len(panel.requests) == 2 * 9  # equal answers are a tie without asking
     note = "base shown first: prefers tuned; tuned shown first: prefers tuned; has tuned"
     assert items[0]["tuned"]["detail"] == note and items[0]["base"]["correct"] is False
