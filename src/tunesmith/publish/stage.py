@@ -78,9 +78,10 @@ def _refuse_without_gate(recipe: Recipe, verdict: Verdict | None) -> None:
     """A gate that was asked for has to have passed."""
     if recipe.publish and recipe.publish.even_if_gate_failed:
         return
-    if verdict is None and recipe.gate:
+    undecided = set(recipe.gate) - {rule.get("rule") for rule in (verdict.rules if verdict else ())}
+    if undecided:
         do = "run the recipe to its gate, or set `publish.even_if_gate_failed: true`"
-        raise PublishError("the recipe has a gate, and it has not decided yet", do=do)
+        raise PublishError(f"the gate has not decided yet on {'; '.join(sorted(undecided))}", do=do)
     if verdict is None or verdict.passed:
         return
     failed = [f"{rule['rule']} ({rule['evidence']})" for rule in verdict.rules if not rule["passed"]]

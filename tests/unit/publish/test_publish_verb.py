@@ -80,9 +80,12 @@ def test_a_gate_that_has_not_decided_refuses(tmp_path: Path, capsys: pytest.Capt
 
     recipe = dataclasses.replace(make_recipe(local=str(tmp_path / "models")), gate=("train.final_loss < 1",))
     run = _run(tmp_path, recipe)
+    assert main(["publish", run]) == 5  # it decided on another rule, before this one was written
+    assert "has not decided yet on train.final_loss < 1" in capsys.readouterr().err
     (Path(run) / "gate" / "artifact.json").unlink()
     assert main(["publish", run]) == 5
     assert "has not decided yet" in capsys.readouterr().err
+    assert main(["publish", run, "--even-if-gate-failed"]) == 0
 
 
 def test_results_and_licence_stand_in_the_card(tmp_path: Path) -> None:
