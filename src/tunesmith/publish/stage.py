@@ -27,22 +27,22 @@ def run(recipe: Recipe, run_dir: RunDir) -> Release:
         EnvironmentProblem: a package or a credential is missing.
     """
     assert recipe.publish is not None, "the recipe publishes nothing"
+    if recipe.publish.hub:
+        hub.require_client_and_token()  # before hashing gigabytes
+    if recipe.publish.s3:
+        s3.require_client()
     package = prepare(recipe, run_dir)
     return Release(targets=tuple(_deliver(recipe.publish, package, run_dir)), manifest_sha256=package.manifest_sha256)
 
 
 def prepare(recipe: Recipe, run_dir: RunDir) -> Package:
-    """Return what would be handed over, after every check that needs no network.
+    """Return what would be handed over, after every check that needs neither a network nor a credential.
 
     Raises:
-        PublishError, EnvironmentProblem: as `run`.
+        PublishError: the gate failed or never decided, a file is not what the merge stage wrote or holds a credential.
     """
     assert recipe.publish is not None, "the recipe publishes nothing"
     _refuse_without_gate(recipe, run_dir.find(Verdict))
-    if recipe.publish.hub:
-        hub.require_client_and_token()  # before hashing gigabytes
-    if recipe.publish.s3:
-        s3.require_client()
     package = pack(recipe, run_dir)
     refuse_secrets(package)
     return package
