@@ -41,7 +41,8 @@ def recipe(tmp_path: Path, last_turns: tuple[str, str] = ("Remove it.", "Remove 
     answers = [{"id": f"{name}_{n}", "ground_truth": WANTED} for n in range(2)]
     write(data / "possible_answer" / f"BFCL_v4_{name}.json", answers)
     task = BfclTask(**({"categories": (name,), "data": str(data), "max_tokens": 32} | settings))
-    return Recipe("mine", Model("base"), Data(()), evaluate=Evaluate(bfcl=task, concurrency=2))
+    evaluate = Evaluate(bfcl=task, concurrency=2)
+    return Recipe("mine", Model("base"), Data(()), output_dir=str(tmp_path / "outputs"), evaluate=evaluate)
 
 
 def last(request: Request) -> str:
