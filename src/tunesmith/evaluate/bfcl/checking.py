@@ -56,6 +56,8 @@ _WITH_ELEMENTS = {
     "javascript": frozenset(("array",)),
 }
 _TYPES: dict[Language, dict[str, type]] = {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT}
+_SCALARS = {"string": str, "any": str, "integer": int, "float": float, "boolean": bool}
+_AT_A_GLANCE: dict[Language, dict[str, type]] = {"python": {**_SCALARS, "array": list}, "java": {}, "javascript": {}}
 _CONVERTERS: dict[Language, tuple[str, Callable[[str, str, str | None], Any]]] = {
     "java": ("type_error:java", java_value),
     "javascript": ("type_error:js", javascript_value),
@@ -107,10 +109,10 @@ def _wrong_count(checker: str, truth: Sequence[Truth], calls: Sequence[Call]) ->
 
 def _described(functions: Sequence[Function], truth: Truth) -> Function:
     name = next(iter(truth))
-    described = next((function for function in functions if function["name"] == name), None)
-    if described is None:
-        raise LookupError(f"the item describes no function {name!r}")
-    return described
+    for function in functions:
+        if function["name"] == name:
+            return function
+    raise LookupError(f"the item describes no function {name!r}")
 
 
 def _parallel(functions: Sequence[Function], truth: Sequence[Truth], calls: Sequence[Call], rules: Rules) -> Verdict:
@@ -151,17 +153,34 @@ def _one(function: Function, truth: Truth, call: Call, rules: Rules) -> Verdict:
         if parameter not in given:
             return Verdict(False, "simple_function_checker:missing_required", f"parameter {parameter!r} is missing")
     described = parameters["properties"]
+    at_a_glance = _AT_A_GLANCE[rules.language]
     for parameter, value in given.items():
+        choices = alternatives.get(parameter)
+        # The commonest case first: a scalar, or a list of scalars, of the type asked for that equals an alternative is
+        # right by every rule.
+        if choices and parameter in described:
+            schema = described[parameter]
+            kind: Any = at_a_glance.get(schema["type"])
+            if kind is type(value) and value in choices and (kind is not list or _is_plain(value, schema, choices)):
+                continue
         if parameter not in described or parameter not in alternatives:
             what = f"parameter {told(parameter)} is not expected"
             return Verdict(False, "simple_function_checker:unexpected_param", what)
         verdict = _parameter(parameter, described[parameter], value, alternatives[parameter], rules.language)
         if not verdict.valid:
             return verdict
+    if len(given) == len(alternatives):
+        return VALID
     for parameter, choices in alternatives.items():
         if parameter not in given and "" not in choices:
             return Verdict(False, "simple_function_checker:missing_optional", f"parameter {parameter!r} is missing")
     return VALID
+
+
+def _is_plain(value: Any, schema: Function, choices: Sequence[Any]) -> bool:
+    """Return whether a list and its alternatives are such that their being equal decides."""
+    element = _SCALARS.get(schema["items"]["type"])
+    return all(type(item) is element for item in value) and all(type(choice) in (list, str) for choice in choices)
 
 
 def _parameter(name: str, described: Function, value: Any, choices: list[Any], language: Language) -> Verdict:
@@ -202,7 +221,7 @@ def _parameter(name: str, described: Function, value: Any, choices: list[Any], l
     elif value not in choices:
         error_type = "value_error:others"
     if error_type:
-        return Verdict(False, error_type, f"parameter {name!r} is {told(value)}; expected one of {told(choices)}")
+        return Verdict(False, error_type, f"parameter {name!r} is {told(value)}; expected one of {choices!r}"[:1_000])
     return VALID
 
 

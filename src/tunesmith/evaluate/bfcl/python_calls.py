@@ -14,7 +14,7 @@ import ast
 import keyword
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tunesmith.evaluate.bfcl.arithmetic import constant_value
@@ -155,65 +155,83 @@ _READERS: dict[type, Callable[[Any], Any]] = {
 
 # The plain way. Strings hold no backslash, line break, NUL or half of a surrogate pair; integers have no leading zero
 # and are short; names are ASCII: there `ast.parse` has nothing to normalise, and these patterns say all there is.
-_GAP = r"[ \t\n]*"
-_STRING = "\"[^\"\\\\\\n\\r\\x00\ud800-\udfff]*\"|'[^'\\\\\\n\\r\\x00\ud800-\udfff]*'"
-_NUMBER = r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,17})?(?![\w.])"
-_WORD = r"[A-Za-z_]\w*"
+# Possessive quantifiers keep them from trying anything twice.
+_GAP = r"[ \t\n]*+"
+_STRING = "\"[^\"\\\\\\n\\r\\x00\ud800-\udfff]*+\"|'[^'\\\\\\n\\r\\x00\ud800-\udfff]*+'"
+_NUMBER = r"-?(?:0|[1-9]\d{0,17}+)(?:\.\d{1,17}+)?+(?![\w.])"
+_WORD = r"[A-Za-z_]\w*+"
+_NAME = rf"{_WORD}(?:\.{_WORD})*+"
 _SCALAR = rf"{_STRING}|{_NUMBER}|{_WORD}"
-_FUNCTION = re.compile(rf"{_GAP}({_WORD}(?:\.{_WORD})*)\({_GAP}", re.ASCII)
-_ARGUMENT = re.compile(
-    rf"({_WORD})[ ]*=[ ]*(?:({_SCALAR})|\[({_GAP}(?:(?:{_SCALAR}){_GAP}(?:,{_GAP}(?:{_SCALAR}){_GAP})*)?)\])"
-    rf"{_GAP}(?:(,){_GAP}(?=[A-Za-z_])|\))",
-    re.ASCII,
-)
-_ELEMENT = re.compile(_SCALAR, re.ASCII)
-_AFTER_CALL = re.compile(rf"{_GAP}(?:(,)|\]\Z)", re.ASCII)
+
+
+def _listed(value: str) -> str:
+    return rf"\[{_GAP}(?:(?:{value}){_GAP}(?:,{_GAP}(?:{value}){_GAP})*+)?+\]"
+
+
+def _mapped(value: str) -> str:
+    pair = rf"(?:{_STRING}){_GAP}:{_GAP}(?:{value}){_GAP}"
+    return rf"\{{{_GAP}(?:{pair}(?:,{_GAP}{pair})*+)?+\}}"
+
+
+_FLAT = _listed(_SCALAR)
+_PAIRED = _mapped(rf"{_SCALAR}|{_FLAT}")
+_COMPOUND = rf"{_FLAT}|{_PAIRED}|{_listed(rf'{_SCALAR}|{_FLAT}|{_PAIRED}')}"
+_ARGUMENT = rf"{_WORD}[ ]*+=[ ]*+(?:{_SCALAR}|{_COMPOUND}){_GAP}"
+_CALL = rf"{_NAME}\({_GAP}(?:{_ARGUMENT}(?:,{_GAP}{_ARGUMENT})*+)?+\){_GAP}"
+_PLAIN = re.compile(rf"\[{_GAP}{_CALL}(?:,{_GAP}{_CALL})*+\]", re.ASCII)
+# In a plain text: a function's name and nothing else, or an argument's name with a scalar or something compound.
+_PART = re.compile(rf"({_NAME})(?:\(|[ ]*+=[ ]*+(?:({_SCALAR})|({_COMPOUND})))", re.ASCII)
+_TOKEN_OF_COMPOUND = re.compile(rf"{_SCALAR}|[\[\]{{}}]", re.ASCII)
 _KEYWORDS = frozenset(keyword.kwlist)
 _CONSTANTS = {"True": True, "False": False, "None": None}
+_NO_VALUES = _KEYWORDS - set(_CONSTANTS)
 
 
 def _plain_calls(text: str) -> list[Call] | None:
     """Return the calls of a plain text in brackets, or None when it is not plain."""
-    if not text.startswith("["):
+    if _PLAIN.fullmatch(text) is None:
         return None
     calls: list[Call] = []
-    at = 1
-    while True:
-        function = _FUNCTION.match(text, at)
-        if function is None:
+    arguments: dict[Any, Any] = {}
+    for word, scalar, elements in _PART.findall(text):
+        if word in _KEYWORDS:
             return None
-        name = function.group(1)
-        if name in _KEYWORDS or ("." in name and not _KEYWORDS.isdisjoint(name.split("."))):
-            return None
-        arguments: dict[Any, Any] = {}
-        at = function.end()
-        if text.startswith(")", at):
-            at += 1
+        if scalar:
+            if scalar[0] in "\"'":
+                arguments[word] = scalar[1:-1]
+            elif scalar.isdigit():
+                arguments[word] = int(scalar)
+            elif scalar in _NO_VALUES:
+                return None
+            else:
+                arguments[word] = _plain_value(scalar)
+        elif elements:
+            found = _TOKEN_OF_COMPOUND.findall(elements)
+            if not _NO_VALUES.isdisjoint(found):
+                return None
+            arguments[word] = _compound(iter(found))
         else:
-            while True:
-                argument = _ARGUMENT.match(text, at)
-                if argument is None:
-                    return None
-                word, scalar, elements, comma = argument.groups()
-                if word in _KEYWORDS:
-                    return None
-                try:
-                    if scalar is not None:
-                        arguments[word] = _plain_value(scalar)
-                    else:
-                        arguments[word] = [_plain_value(element) for element in _ELEMENT.findall(elements)]
-                except Undecodable:
-                    return None
-                at = argument.end()
-                if comma is None:
-                    break
-        calls.append({name: arguments})
-        after = _AFTER_CALL.match(text, at)
-        if after is None:
-            return None
-        at = after.end()
-        if after.group(1) is None:
-            return calls
+            if "." in word and not _KEYWORDS.isdisjoint(word.split(".")):
+                return None
+            arguments = {}
+            calls.append({word: arguments})
+    return calls
+
+
+def _compound(tokens: Iterator[str], closing: str = "") -> Any:
+    """Return the list or mapping that begins with the next token, or inside of one, what stands up to `closing`."""
+    found: list[Any] = []
+    for token in tokens:
+        if token == "[":
+            found.append(_compound(tokens, "]"))
+        elif token == "{":
+            inside = _compound(tokens, "}")
+            found.append(dict(zip(inside[::2], inside[1::2], strict=True)))
+        elif token == closing:
+            return found
+        else:
+            found.append(_plain_value(token))
+    return found[0]
 
 
 def _plain_value(text: str) -> Any:
@@ -221,9 +239,5 @@ def _plain_value(text: str) -> Any:
     if first in "\"'":
         return text[1:-1]
     if first.isalpha() or first == "_":
-        if text in _KEYWORDS:
-            if text in _CONSTANTS:
-                return _CONSTANTS[text]
-            raise Undecodable(f"{text} is a keyword")
-        return text
+        return _CONSTANTS.get(text, text)
     return float(text) if "." in text else int(text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tunesmith.evaluate.bfcl import checking
-from tunesmith.evaluate.bfcl.categories import Category
+from tunesmith.evaluate.bfcl.categories import Category, Language
 from tunesmith.evaluate.bfcl.dataset import Entry
 from tunesmith.evaluate.bfcl.decoding import Protocol, decode, is_list_of_calls
 from tunesmith.evaluate.bfcl.python_calls import Undecodable
@@ -25,7 +26,10 @@ def judge(category: Category, entry: Entry, response: Any, protocol: Protocol = 
         calls = decode(response, protocol, category.language)
     except Undecodable as error:
         return Verdict(False, "ast_decoder:decoder_failed", str(error))
-    return judge_calls(category.name, entry, calls, rules_of(category, protocol))
+    rules = rules_of(category.language, protocol)
+    if protocol == "prompt" and category.language == "python":  # nothing else comes from there
+        return checking.check(category.name, entry.functions, entry.ground_truth, calls, rules)
+    return judge_calls(category.name, entry, calls, rules)
 
 
 def judge_calls(category: str, entry: Entry, calls: Any, rules: checking.Rules) -> Verdict:
@@ -36,9 +40,10 @@ def judge_calls(category: str, entry: Entry, calls: Any, rules: checking.Rules) 
     return checking.check(category, entry.functions, entry.ground_truth, calls, rules)
 
 
-def rules_of(category: Category, protocol: Protocol) -> checking.Rules:
-    """Return the rules for a category under a protocol: OpenAI's API allows no dots in names."""
-    return checking.Rules(category.language, underscores=protocol == "fc-openai-tools")
+@cache
+def rules_of(language: Language, protocol: Protocol) -> checking.Rules:
+    """Return the rules for a language under a protocol: OpenAI's API allows no dots in names."""
+    return checking.Rules(language, underscores=protocol == "fc-openai-tools")
 
 
 def _judge_relevance(category: Category, response: Any, protocol: Protocol) -> Verdict:

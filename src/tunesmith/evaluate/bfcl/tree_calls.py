@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from tunesmith.errors import missing_extra
+from tunesmith.evaluate.bfcl.plain_source import plain_call
 from tunesmith.evaluate.bfcl.python_calls import Call, Undecodable
 
 MOST_CHARACTERS = 10_000
@@ -28,6 +29,9 @@ def read_java_call(text: str) -> list[Call] | dict[str, Any]:
         Undecodable: a syntax error, or an argument given twice.
         EnvironmentProblem: tree-sitter is not installed.
     """
+    plain = plain_call(text, "java")
+    if plain is not None:
+        return plain
     call = _first_java_call(_root(text, "java"), text, 0)
     return [call] if call is not None else {}
 
@@ -39,6 +43,9 @@ def read_javascript_call(text: str) -> list[Call] | None:
         Undecodable: a syntax error, or an argument given twice.
         EnvironmentProblem: tree-sitter is not installed.
     """
+    plain = plain_call(text, "javascript")
+    if plain is not None:
+        return plain
     for statement in _root(text, "javascript").children:
         if statement.type != "expression_statement":
             continue

@@ -29,6 +29,8 @@ _shortener.maxlist = _shortener.maxtuple = _shortener.maxdict = _shortener.maxse
 
 def told(value: Any) -> str:
     """Return a value as Python would write it, shortened; its cost does not depend on how large it is."""
+    if value is None or isinstance(value, float | bool) or (isinstance(value, str) and len(value) < 100):
+        return repr(value)
     if isinstance(value, int) and value.bit_length() > 1_000:
         return f"an integer of {value.bit_length():,} bits"
     if isinstance(value, str) and len(value) > 200:

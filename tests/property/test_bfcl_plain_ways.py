@@ -1,0 +1,115 @@
+"""The quick ways of reading plain calls lead where the thorough ones lead."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tunesmith.evaluate.bfcl import plain_source, python_calls, tree_calls
+
+_WORDS = st.sampled_from(
+    [
+        "f",
+        "a.b",
+        "x",
+        "y1",
+        "_z",
+        "class",
+        "None",
+        "True",
+        "true",
+        "is",
+        "lambda",
+        "match",
+        "print",
+        "A.b.c",
+        "_",
+        "é",
+        "var",
+    ]
+)
+_VALUES = st.sampled_from(
+    [
+        "1", "-1", "0", "-0", "01", "1.5", "1.", ".5", "1e3", "1_0", "0x1", "1j", "'a'", '"a"', "'a\"b'", "''",
+        "'''a'''", "b'a'", "'a' 'b'", "r'a'", "'\\n'", "'é'", "x", "None", "True", "x.y", "f()", "[1, 'a']", "[]",
+        "[ 1,2 ]", "[1,]", "[[1]]", "{}", "{'a': 1}", "[{'a': [1, x]}, {}]",
+        "{'a': {'b': 1}}", "{1: 2}", "{'a' : x, 'a': 'b'}",
+        "[[], [1, 'a'], {'k': []}]", "[[[1]]]", "{**{}}", "{'a', 'b'}", "(1,)", "1 if x else 2", "not x", "x=1",
+        "'\x00'", "'\ud800'", "'\u2028'", "'\x0c'", "9999999999999999999999999", "true", "null", "5L",
+    ]
+)  # fmt: skip
+_GAPS = st.sampled_from(["", " ", "\n", "\t", "\\\n", " #c\n"])
+
+
+@st.composite
+def _texts(draw: st.DrawFn) -> str:
+    calls = []
+    for _ in range(draw(st.integers(1, 2))):
+        pairs = draw(st.lists(st.tuples(_WORDS, _GAPS, _VALUES, _GAPS), max_size=3))
+        arguments = ",".join(f"{gap}{word}{' ' * (len(gap) % 2)}={value}{after}" for word, gap, value, after in pairs)
+        calls.append(f"{draw(_WORDS)}({arguments})")
+    return f"[{', '.join(calls)}]"
+
+
+def _thoroughly(text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return python_calls._calls_of(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError):
+        return None
+
+
+@settings(max_examples=1500, deadline=None)
+@given(_texts())
+@example("[f(x='a', x='b')]")
+@example("[f(x=1), f(y=[1, 2.5, 'a', None])]")
+def test_plain_python(text: str) -> None:
+    plain = python_calls._plain_calls(text)
+    if plain is not None:
+        assert repr(plain) == repr(_thoroughly(text))
+
+
+def test_plain_python_is_not_nothing() -> None:
+    text = "[a.b(x=1, y='two words', z=[1, -2.5, \"x\"], w=True, v=None, u=word), f()]"
+    assert python_calls._plain_calls(text) == [
+        {"a.b": {"x": 1, "y": "two words", "z": [1, -2.5, "x"], "w": True, "v": None, "u": "word"}},
+        {"f": {}},
+    ]
+
+
+_SOURCE_VALUES = st.sampled_from(
+    [
+        '"a"', '"a b, c=d"', "5", "-5", "0", "1.5", "true", "false", "null", "x", "var", "record", "'a'", "'ab'",
+        "this", "async", '"a\\"b"', "5L", "x.y", "new A()", "007", '"(["', "undefined", "_", "of", "let", "yield",
+        "await", "'a,b'", "1.5.2",
+    ]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ["java", "javascript"])
+@settings(max_examples=700, deadline=None)
+@given(
+    name=st.sampled_from(
+        ["f", "Foo.bar", "a.b.c", "GeometryPresentation.createPresentation", "class.x", "record", "async", "Of.of"]
+    ),
+    pairs=st.lists(
+        st.tuples(st.sampled_from(["a", "some_parameter", "var", "b2", "type"]), _SOURCE_VALUES), max_size=4
+    ),
+    gap=st.sampled_from([", ", ",", ",  ", ",\n"]),
+)
+def test_plain_source(language: Any, name: str, pairs: list[tuple[str, str]], gap: str) -> None:
+    pytest.importorskip("tree_sitter")
+    text = f"{name}({gap.join(f'{word}={value}' for word, value in pairs)})"
+    plain = plain_source.plain_call(text, language)
+    if plain is None:
+        return
+    read = {"java": tree_calls.read_java_call, "javascript": tree_calls.read_javascript_call}[language]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_calls, "plain_call", lambda text, language: None)
+        assert plain == read(text)
