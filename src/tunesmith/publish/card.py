@@ -45,12 +45,10 @@ def model_card(recipe: Recipe, run_dir: RunDir) -> str:
 
 def _introduction(recipe: Recipe, verdict: Verdict | None, from_base: dict[str, Any]) -> str:
     base = public_name(recipe.model.name_or_path)
-    licence = (
-        "The licence is the base model's" if from_base.get("license") else "No licence was stated: the base model's"
-    )
+    licence = "The licence is the base model's" if from_base.get("license") else "No licence was stated"
     text = (
         f"# {recipe.name}\n\n`{base}`, tuned with [tunesmith](https://github.com/tunesmith/tunesmith). "
-        f"{licence}; that of the data applies as well."
+        f"{licence}; the terms of the base model and of the data apply."
     )
     if verdict is None or not verdict.rules:
         return text
