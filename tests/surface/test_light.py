@@ -31,6 +31,7 @@ def imported(*arguments: str) -> set[str]:
         ("--help",),
         ("run", "--help"),
         ("schema",),
+        ("bfcl", "categories"),
         ("check", "recipes/quickstart.yaml"),
         ("plan", "recipes/quickstart.yaml"),
     ],

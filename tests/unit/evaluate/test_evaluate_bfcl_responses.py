@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,19 @@ def test_the_command_prints_what_the_number_was_obtained_under(
     assert main([*common[:-1], str(tmp_path / "nowhere"), "--out", str(tmp_path / "v.jsonl")]) == 3
     assert main(["bfcl", "categories"]) == 0
     assert "simple_python                400  non_live (before version 4: simple)" in capsys.readouterr().out
+
+
+def test_scoring_imports_no_ml_library(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    answers = _write_lines(tmp_path / "a.jsonl", [{"id": "simple_python_1", "response": "f(n='\\d'+'a')"}])
+    arguments = ["bfcl", "score", "--category", "simple", "--data", str(data), "--responses", str(answers)]
+    program = (
+        "import sys\nfrom tunesmith.cli.app import main\n"
+        f"assert main({[*arguments, '--out', str(tmp_path / 'v.jsonl')]!r}) == 0\n"
+        "assert not {'torch', 'transformers', 'numpy', 'httpx'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), "no library, and no warning about what a model wrote"
 
 
 def test_the_data_is_found_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from typing import Any, Literal
@@ -206,7 +207,9 @@ def _typed(text: str, kind: str) -> Any:
         return None
     if kind in ("array", "tuple", "object", "dict"):
         check_brackets(text)
-        return ast.literal_eval(text)  # literals only: it evaluates nothing
+        with warnings.catch_warnings():  # such as "invalid escape sequence"
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)  # literals only: it evaluates nothing
     return text
 
 
