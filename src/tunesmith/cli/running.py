@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
@@ -36,13 +37,20 @@ def run_run(args: argparse.Namespace) -> int:
         import json
 
         records = {kind: record.to_json() for kind, record in run_dir.records().items()}
-        print(json.dumps({"ok": failed is None, "run": str(run_dir.path), "records": records}, indent=2))
+        document: dict[str, Any] = {"ok": failed is None, "run": str(run_dir.path), "records": records}
+        if failed is not None:
+            problem = {"what": failed.what, "where": failed.where, "do": failed.do}
+            document |= {"exit_code": failed.exit_code, "problems": [problem]}
+        print(json.dumps(document, indent=2))
     else:
         scores, page = run_dir.find(Scores), run_dir.find(Report)
         if scores is not None:
             print(f"\n{summary.comparison_table(scores)}\n")
         if page is not None:
             print(f"report: {run_dir.absolute(page.path)}")
+    if failed is not None and args.json:
+        print(f"error: {failed.render()}", file=sys.stderr)  # told above, in the one document of this command
+        return failed.exit_code
     if failed is not None:
         raise failed
     return 0
