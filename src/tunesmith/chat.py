@@ -9,7 +9,8 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def shown_call(call: dict[str, Any]) -> str:
         arguments = json.loads(function.get("arguments") or "{}")
         inside = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
     except (ValueError, AttributeError):
-        inside = function["arguments"]
+        inside = function.get("arguments") or ""
     return f"→ {function.get('name')}({inside})"
 
 
@@ -201,21 +202,63 @@ def _converse(talks: list[Talk], choices: list[Choice]) -> None:
                 talk.reset()
         elif line == "/help" or (line.startswith("/") and not line.startswith("/result")):
             say(_HELP)
+        elif len(talks) > 1 and sys.stdout.isatty():
+            _answer_side_by_side(talks, line)
         else:
             for talk, choice in zip(talks, choices, strict=True):
                 _label(choice, len(talks) > 1)
                 _answer(talk, line)
 
 
+def _speak(talk: Talk, line: str) -> Iterator[str]:
+    if line.startswith("/result"):
+        return talk.give_result(line.removeprefix("/result").strip())
+    return talk.ask(line)
+
+
 def _answer(talk: Talk, line: str) -> None:
-    speak: Callable[[str], Iterator[str]] = talk.give_result if line.startswith("/result") else talk.ask
     try:
-        _print_answer(speak(line.removeprefix("/result").strip() if line.startswith("/result") else line))
+        _print_answer(_speak(talk, line))
     except KeyboardInterrupt:
         print()
         say("(stopped)")
     except ServeError as error:
         say(error.render())
+
+
+def _answer_side_by_side(talks: list[Talk], line: str) -> None:
+    """Show what both say in two columns, as it comes; Ctrl-C leaves what is there."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    texts = [""] * len(talks)
+
+    def listen(number: int) -> None:
+        try:
+            for piece in _speak(talks[number], line):
+                texts[number] += piece
+        except ServeError as error:
+            texts[number] += f"\n{error.render()}"
+
+    def table() -> Table:
+        made = Table(*(talk.model for talk in talks), expand=True)
+        made.add_row(*(Text(text) for text in texts))
+        return made
+
+    listeners = [threading.Thread(target=listen, args=(i,), daemon=True) for i in range(len(talks))]
+    with Live(table(), console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+        try:
+            for listener in listeners:
+                listener.start()
+            while any(listener.is_alive() for listener in listeners):
+                listeners[0].join(0.1)
+                listeners[-1].join(0.05)
+                live.update(table(), refresh=True)
+        except KeyboardInterrupt:
+            say("(stopped)")
+        live.update(table(), refresh=True)
 
 
 def _read_line() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.fakes.tiny_checkpoint import byte_tokenizer, make_reciting_checkpoint
 from tunesmith import chat
+from tunesmith.chosen_model import Choice
 from tunesmith.serve.engine import ServedModel
 from tunesmith.serve.process import ServerProcess
 from tunesmith.serve.stage import serving
@@ -143,6 +145,27 @@ def test_chat_shows_calls_as_people_write_them(server: ServerProcess) -> None:
     assert "".join(talk.give_result("again")) == "(no call waits for a result)"
     talk.reset()
     assert talk.messages == []
+
+
+def test_two_answers_stand_side_by_side(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    talks = [chat.Talk(server.url, "recites", [TOOL]), chat.Talk(server.url, "recites", [TOOL])]
+    chat._answer_side_by_side(talks, MESSAGES[0]["content"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.count("recites") == 2 for line in lines)
+    assert any(line.count("I look.") == 2 for line in lines)
+    assert [message["role"] for message in talks[1].messages] == ["user", "assistant"]
+
+
+def test_piped_lines_are_asked_one_after_the_other(
+    server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a room in Köln\n\n/reset\na room in Köln\n/nonsense\n"))
+    talk = chat.Talk(server.url, "recites", [TOOL])
+    chat._converse([talk], [Choice(server.model, "embedded", server.log, 1.0)])
+    captured = capsys.readouterr()
+    assert captured.out == 'I look.\n→ find(city="Köln 🏨", nights=2)\n' * 2
+    assert captured.err.count("/quit ends") == 2, "once at the beginning, once for the unknown word"
+    assert len(talk.messages) == 2
 
 
 def test_the_command_answers_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

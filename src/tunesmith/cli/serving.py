@@ -14,6 +14,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments_serve(parser: argparse.ArgumentParser) -> None:
+    parser.description = """\
+Serve a run's model, or any model directory, behind an OpenAI-compatible API until Ctrl-C.
+
+vLLM serves where the run's recipe chose it, our own server elsewhere: /v1/chat/completions (streams, tools, logprobs),
+/v1/completions (echo, token ids), /v1/models, /health. Any OpenAI client works: set its base URL to what is printed."""
     _add_run(parser)
     parser.add_argument("--base", action="store_true", help="serve the run's base model, not the tuned one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
@@ -28,7 +33,15 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def add_arguments_chat(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument("--compare", action="store_true", help="let the base model answer, too")
+    parser.description = """\
+Talk to a run's model, or any model directory. Answers are greedy, as the evaluation asks, and shown as they come;
+calls look like `→ find(city="Köln")`.
+
+  /result TEXT  answers the oldest open call       /reset  forgets the conversation
+  /quit, Ctrl-D ends                               Ctrl-C  stops an answer
+
+Lines that are piped in are asked one after the other; answers alone go to standard output."""
+    parser.add_argument("--compare", action="store_true", help="base and tuned model answer side by side")
     parser.add_argument("--message", metavar="TEXT", help="ask this one thing and end")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tool declarations to offer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 from pathlib import Path
@@ -183,3 +184,87 @@ def test_a_failing_model_fails_its_answers_and_the_thread_lives(
     run.wait_for([fine])
     run.batch.close()
     assert fine.generated == reference(run.checkpoint, [65], 4)
+
+
+class Counted:
+    """A model that notes what it reads."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.device, self.steps = model, model.device, list[int]()
+
+    def __call__(self, **arguments: Any) -> Any:
+        self.steps.append(int(arguments["input_ids"].shape[1]))
+        return self._model(**arguments)
+
+
+def counted_run(checkpoint: Checkpoint, limits: Limits) -> tuple[Run, Counted]:
+    counted = Counted(checkpoint.model)
+    return Run(dataclasses.replace(checkpoint, model=counted), limits), counted
+
+
+def test_a_long_prompt_is_read_between_the_tokens_of_others(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["llama"]
+    run, counted = counted_run(checkpoint, Limits(step_tokens=16, idle_step_tokens=64))
+    first = run.answer([70] * 10, max_tokens=40, temperature=0.0, ignore_eos=True)
+    run.batch.submit([first])
+    with run._changed:
+        run._changed.wait_for(lambda: bool(run.outputs[first]), timeout=60)
+    long = run.answer(list(range(150)), max_tokens=3, temperature=0.0)
+    run.batch.submit([long])
+    run.wait_for([first, long])
+    run.batch.close()
+    assert max(counted.steps) <= 16 and counted.steps.count(16) >= 8
+    assert long.generated == reference(checkpoint, long.prompt, 3)
+
+
+def test_outgrown_slots_are_given_up_and_the_answer_goes_on(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["llama"]
+    # Three rows of 30 tokens fit, three of 70 do not.
+    run, counted = counted_run(checkpoint, Limits(max_rows=3, max_cells=150))
+    prompts = [[65 + i] * 20 for i in range(3)]
+    answers = [run.answer(p, max_tokens=50, temperature=0.7, seed=i, ignore_eos=True) for i, p in enumerate(prompts)]
+    run.batch.submit(answers)
+    run.wait_for(answers)
+    run.batch.close()
+    assert run.most_rows == 3
+    assert sum(counted.steps) > 3 * 69, "what was given up is read again"
+    roomy = Run(checkpoint)
+    same = [roomy.answer(p, max_tokens=50, temperature=0.7, seed=i, ignore_eos=True) for i, p in enumerate(prompts)]
+    roomy.batch.submit(same)
+    roomy.wait_for(same)
+    roomy.batch.close()
+    assert [answer.generated for answer in answers] == [answer.generated for answer in same]
+
+
+def test_a_beginning_that_a_slot_holds_is_not_read_again(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["gemma3_text"]
+    run, counted = counted_run(checkpoint, Limits())
+    system = [random.Random(5).randrange(256) for _ in range(50)]
+    prompts = [system + [i] * (3 + i) for i in range(4)]
+    for prompt in (*prompts, prompts[0]):  # the last one is known whole
+        answer = run.answer(prompt, max_tokens=8, temperature=0.0)
+        run.batch.submit([answer])
+        run.wait_for([answer])
+        assert answer.generated == reference(checkpoint, prompt, 8)
+    run.batch.close()
+    assert [size for size in counted.steps if size > 1] == [53, 4, 5, 6, 3]
+
+
+def test_requests_take_turns(checkpoints: dict[str, Checkpoint]) -> None:
+    run = Run(checkpoints["llama"], Limits(max_rows=1))
+    many = [run.answer([65, i], max_tokens=2, temperature=0.0, ignore_eos=True) for i in range(10)]
+    one = run.answer([66], max_tokens=2, temperature=0.0, ignore_eos=True)
+    ended: list[Answer] = []
+    deliver = run.batch.deliver
+
+    def note(delivery: Delivery) -> None:
+        ended.extend(answer for answer, output in delivery if output.finish_reason)
+        deliver(delivery)
+
+    run.batch.deliver = note
+    with run.batch._wake:  # both are there before the first one is taken
+        run.batch.submit(many)
+        run.batch.submit([one])
+    run.wait_for([*many, one])
+    run.batch.close()
+    assert ended.index(one) <= 1

@@ -89,7 +89,7 @@ class Batch:
     def __init__(self, model: Any, limits: Limits) -> None:
         self._model, self._limits = model, limits
         self.deliver: Callable[[Delivery], None] = lambda delivery: None
-        self._wake = threading.Condition()
+        self._wake = threading.Condition(threading.RLock())
         self._waiting: collections.deque[collections.deque[Answer]] = collections.deque()
         self._closing = False
         # In the order of their slots: first those with one token to read, then those whose prompts are being read.
