@@ -36,6 +36,7 @@ import httpx
 from tunesmith.bench.client import Target, run_level
 from tunesmith.bench.summary import summarise
 from tunesmith.bench.traffic import Request
+from tunesmith.process import die_with_parent
 from tunesmith.serve.engine import Embedded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +94,9 @@ def server(name: str, given: argparse.Namespace, model: Path) -> Iterator[tuple[
     log = (given.out / f"{name}.log").open("wb")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     env = inherited | {"HF_HUB_OFFLINE": "1"} | environment
-    child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    child = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True, preexec_fn=die_with_parent
+    )
     try:
         deadline = time.monotonic() + 150
         while True:
