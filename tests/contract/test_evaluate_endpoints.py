@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -41,13 +40,14 @@ class Case:
         (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         tasks = {"text": {"files": [str(here / "rows.jsonl")], "metrics": ["exact_match"]}, "concurrency": 4}
         (here / "tasks.yaml").write_text(json.dumps({"evaluate": tasks | {"request_timeout_seconds": 1.0}}))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = 0  # until a server has one; later ones come back at the same address
 
     def serve(self, behaviour: str, log: str) -> subprocess.Popen[bytes]:
         options = ["--port", str(self.port), "--behaviour", behaviour, "--after", str(NUM_GOOD)]
-        server = subprocess.Popen([sys.executable, str(SERVER), *options, "--log", str(self.here / log)])
+        command = [sys.executable, str(SERVER), *options, "--log", str(self.here / log)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert server.stdout is not None
+        self.port = int(server.stdout.readline())
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:

@@ -2,6 +2,8 @@
 
     python tests/fakes/misbehaving_server.py --port 8123 --behaviour hang --after 10 --log asked.txt
 
+Prints its port, which `--port 0` leaves to the system.
+
 It repeats the second word of the last message. Every request it answers well is a line in the log. After `--after` of
 them, every request gets the behaviour.
 """
@@ -83,7 +85,9 @@ def serve(port: int, behaviour: str, after: int, log: str) -> None:
             self.wfile.write(body[:length])
             self.wfile.flush()
 
-    Server(("127.0.0.1", port), Handler).serve_forever(0.05)
+    server = Server(("127.0.0.1", port), Handler)
+    print(server.server_port, flush=True)
+    server.serve_forever(0.05)
 
 
 if __name__ == "__main__":

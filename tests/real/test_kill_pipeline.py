@@ -19,7 +19,7 @@ DOORS = {
     "data": "tunesmith.data.stage",
     "evaluate": "tunesmith.evaluate.stage",
     "bench": "tunesmith.bench.stage",
-    "gate": "tunesmith.gate",
+    "gate": "tunesmith.gate.stage",
     "report": "tunesmith.report.stage",
     "publish": "tunesmith.publish.stage",
 }
