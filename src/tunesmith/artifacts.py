@@ -7,15 +7,17 @@ Times are seconds, sizes are bytes, rates are fractions of one unless the name s
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal, Protocol, Self
+
+from tunesmith.frozen import frozen
 
 SCHEMA_VERSION = 1
 
 Which = Literal["base", "tuned"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Artifact:
     """What a stage made. `kind` names the record in its file and in run.json."""
 
@@ -48,7 +50,7 @@ def _freeze(value: Any) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
+@frozen
 class RowCounts:
     """Where every row that was read went; `unaccounted` is zero or the data stage is wrong."""
 
@@ -67,7 +69,7 @@ class RowCounts:
         return self.read - gone - self.train - self.validation
 
 
-@dataclass(frozen=True)
+@frozen
 class Dataset(Artifact):
     """Tokenised rows on disk, ready to be memory-mapped by `tokens.shards`."""
 
@@ -88,7 +90,7 @@ class Dataset(Artifact):
     quarantine: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Checkpoint(Artifact):
     """What training left: an adapter in PEFT's format, or a whole model.
 
@@ -115,7 +117,7 @@ class Checkpoint(Artifact):
     template_fingerprint: str = ""  # ids of the probe conversations (`tokens.fingerprint`), equal in every record
 
 
-@dataclass(frozen=True)
+@frozen
 class Weights(Artifact):
     """A whole model in Hugging Face's layout, that any server can load."""
 
@@ -128,7 +130,7 @@ class Weights(Artifact):
     template_fingerprint: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Endpoint(Artifact):
     """An OpenAI-compatible server that is answering now. Not stored as a result."""
 
@@ -153,7 +155,7 @@ class Serving(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@frozen
 class Scores(Artifact):
     """Results of every evaluation task, base beside tuned."""
 
@@ -174,7 +176,7 @@ class Scores(Artifact):
     template_fingerprint: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Speeds(Artifact):
     """Results of the load test: one summary per level of load, named c8 (8 in flight), r4 (4 per second), trace."""
 
@@ -189,7 +191,7 @@ class Speeds(Artifact):
     warnings: tuple[str, ...] = ()  # what a reader must know
 
 
-@dataclass(frozen=True)
+@frozen
 class Verdict(Artifact):
     """The gate's decision, rule by rule."""
 
@@ -198,7 +200,7 @@ class Verdict(Artifact):
     rules: tuple[dict[str, Any], ...]  # {"rule", "passed", "evidence"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Report(Artifact):
     kind: ClassVar[str] = "report"
     path: str
@@ -207,7 +209,7 @@ class Report(Artifact):
     summary: str = ""  # the same in short, Markdown
 
 
-@dataclass(frozen=True)
+@frozen
 class Release(Artifact):
     """Where the model was published, with the manifest that was written last."""
 

@@ -9,13 +9,14 @@ import contextlib
 import dataclasses
 import math
 import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Peak:
     """What a device can do at most, by its maker's data sheet: dense bfloat16, no sparsity."""
 
@@ -50,7 +51,7 @@ def peak_of(device_name: str) -> Peak | None:
     return next((peak for peak in PEAKS if peak.name.lower() in device_name.lower()), None)
 
 
-@dataclass(frozen=True)
+@frozen
 class Hardware:
     """This machine, as far as training and planning care."""
 
@@ -140,7 +141,7 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
     return name, tuple(feature for feature in _FEATURES if feature in flags)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Gpu:
     name: str
     memory_bytes: int

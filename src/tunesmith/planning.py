@@ -7,12 +7,12 @@ that the plan and the run decide from the same ones.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.estimate import DataEstimate, estimate
+from tunesmith.frozen import frozen
 from tunesmith.hardware import Hardware, probe
 from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
@@ -23,12 +23,11 @@ from tunesmith.recipe.memory import Lengths, MemoryEstimate, estimate_memory, nu
 from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.run_dir import cache_root
-from tunesmith.train import elsewhere
 
 _OPTIONAL_PACKAGES = ("vllm", "flash_attn", "bitsandbytes")
 
 
-@dataclass(frozen=True)
+@frozen
 class Training:
     """What training would mean."""
 
@@ -62,7 +61,7 @@ class Training:
         ]
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """Everything `tunesmith plan` prints. `training` is None when the recipe names what was trained elsewhere."""
 
@@ -161,7 +160,7 @@ def plan(recipe: Recipe) -> Plan:
     model_path = locate(recipe.model, recipe.output_dir)
     model = model_facts(model_path)
     facts = _facts(model, hardware)
-    tuned = None if recipe.tuned is None else elsewhere.find(recipe.tuned, recipe.output_dir)
+    tuned = _tuned(recipe)
     resolved, decisions = resolve(recipe, facts)
     wanted = [("evaluate", resolved.evaluate), ("bench", resolved.bench), ("gate", resolved.gate)]
     first = ["data", "train", "merge"] if tuned is None else ["train", "merge"]
@@ -207,3 +206,11 @@ def _training(recipe: Recipe, facts: Facts, model: ModelFacts, model_path: Path)
         num_steps=steps,
         memory=estimate_memory(recipe, facts, lengths, steps),
     )
+
+
+def _tuned(recipe: Recipe) -> Path | None:
+    if recipe.tuned is None:
+        return None
+    from tunesmith.train.elsewhere import find
+
+    return find(recipe.tuned, recipe.output_dir)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from tunesmith.data.tokenising import Encoder, length_of, num_tokens_of
 from tunesmith.errors import DataError
+from tunesmith.frozen import frozen
 from tunesmith.recipe.schema import Recipe, RowFormat, Source
 from tunesmith.rows.formats import BadShape, detect, to_conversation
 from tunesmith.rows.sources import BadRow, Row, is_hub_id, open_file, read_rows, source_files
@@ -26,7 +26,7 @@ _READ_ROWS = 96  # of each source; the sample is spread over them
 _COUNTED_BYTES = 64 << 20  # larger files are counted by their size
 
 
-@dataclass(frozen=True)
+@frozen
 class DataEstimate:
     """What an epoch will be like. Token counts are of one epoch.
 
@@ -55,7 +55,7 @@ class DataEstimate:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Sample:
     """One source: what a few of its rows are like, and how many there are."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from tunesmith.artifacts import Artifact, RowCounts
 from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.frozen import frozen
 from tunesmith.gate.numbers import SECTIONS
 from tunesmith.gate.stage import nearest_paths
 from tunesmith.recipe.gate_rules import RuleError, parse_rule
@@ -57,7 +57,7 @@ LEVEL_NUMBERS = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Foreseen:
     """Paths that a run will have (`exact`), and groups below which any name may turn up (`groups`, ending in a dot)."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.artifacts import Scores, Verdict
+from tunesmith.frozen import frozen
 from tunesmith.gate.numbers import is_number, metric_records, numbers, origin
 from tunesmith.recipe.gate_rules import Changed, Comparison, Expression, Operation, parse_rule, value_of
 from tunesmith.recipe.schema import Recipe
@@ -32,7 +32,7 @@ def decide(rules: Sequence[str], run_dir: RunDir) -> Verdict:
     return Verdict(passed=all(rule["passed"] for rule in decided), rules=decided)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Known:
     """What the rules are held against."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.frozen import frozen
 from tunesmith.recipe.facts import Linear, Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -28,7 +28,7 @@ _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 _LARGEST_HEADER_BYTES = 100 << 20  # the limit of the safetensors library
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorInfo:
     """Where a tensor lies. `start` and `end` count bytes from the beginning of `file`."""
 
@@ -43,7 +43,7 @@ class TensorInfo:
         return prod(self.shape)
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelFacts:
     """What can be known of a model without loading it. 0 or None means that config.json does not say."""
 

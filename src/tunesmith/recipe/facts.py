@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from tunesmith.frozen import frozen
 
 
 class Linear(NamedTuple):
@@ -21,7 +22,7 @@ class Tensor(NamedTuple):
     num_elements: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Facts:
     """Sizes in bytes; 0, None or empty means unknown."""
 

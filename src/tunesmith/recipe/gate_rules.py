@@ -21,8 +21,9 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from tunesmith.frozen import frozen
 
 SECTIONS = ("evaluate", "bench", "train", "merge", "data")
 _SHAPES = {
@@ -53,7 +54,7 @@ class RuleError(ValueError):
     """The text is not a rule; the message says what was expected."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Value:
     """A leaf of an expression: a number as written, or the path of one."""
 
@@ -61,7 +62,7 @@ class Value:
     path: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Operation:
     """Two expressions and the sign between them: + - * or /."""
 
@@ -73,7 +74,7 @@ class Operation:
 Expression = Value | Operation
 
 
-@dataclass(frozen=True)
+@frozen
 class Comparison:
     """`left sign right`."""
 
@@ -92,7 +93,7 @@ class Comparison:
         return _COMPARISONS[self.sign](left, right)
 
 
-@dataclass(frozen=True)
+@frozen
 class Changed:
     """`improved(path)` or `not_regressed(path, margin)`."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+
+from tunesmith.frozen import frozen
 
 _FORM = re.compile(r"\s*(\d+)\s*(?:([-~])\s*(\d+))?\s*")
 
 
-@dataclass(frozen=True)
+@frozen
 class Lengths:
     """A distribution of whole numbers of at least one."""
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.errors import RecipeError, TunesmithError, UsageError
+from tunesmith.frozen import frozen
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.typed import KeyPath, Misfit, key_path, read
 
 Marks = dict[KeyPath, str]  # key path -> file:line
 
 
-@dataclass(frozen=True)
+@frozen
 class Loaded:
     """A recipe, the text it came from and where each key stands."""
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.frozen import frozen
 from tunesmith.recipe.activations import activation_bytes_per_token, compute_bytes, widest_outputs
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.schema import Recipe
@@ -44,7 +44,7 @@ _HOLES_FRACTION = {"cpu": 0.5, "cuda": 0.0}
 _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "adafactor": 0.02}  # per parameter
 
 
-@dataclass(frozen=True)
+@frozen
 class Lengths:
     """Positions that a row takes in a micro-batch (a pair's prompt once). All 0 when rows are not known."""
 
@@ -53,7 +53,7 @@ class Lengths:
     longest: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class MemoryEstimate:
     """Bytes on one device at the worst moment.
 

@@ -6,9 +6,9 @@ What the machine and the checkpoint are like comes in as `Facts`; nothing is loo
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.frozen import frozen
 from tunesmith.recipe.activations import activation_bytes_per_token
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.lengths import parse_lengths
@@ -16,7 +16,7 @@ from tunesmith.recipe.memory import fixed_bytes, sequences_per_row
 from tunesmith.recipe.schema import Bench, Recipe
 
 
-@dataclass(frozen=True)
+@frozen
 class Decision:
     """One `auto` and what became of it."""
 

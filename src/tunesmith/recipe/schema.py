@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from tunesmith.recipe.section import section
+from tunesmith.frozen import frozen
 from tunesmith.recipe.typed import Bound, Shorthand
 
 Auto = Literal["auto"]
@@ -23,7 +23,7 @@ RowFormat = Literal["messages", "sharegpt", "prompt_completion", "instruction", 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-@section
+@frozen
 class Model:
     """The base model."""
 
@@ -39,7 +39,7 @@ class Model:
     """Run Python code that comes with the checkpoint. It can do anything your user can."""
 
 
-@section
+@frozen
 class Source:
     """One source of training rows."""
 
@@ -61,7 +61,7 @@ class Source:
     """Rename columns before reading: `{question: prompt, answer: completion}`."""
 
 
-@section
+@frozen
 class Data:
     """Rows: where they come from, how they become tokens."""
 
@@ -94,7 +94,7 @@ class Data:
     """Processes and threads that tokenise."""
 
 
-@section
+@frozen
 class Lora:
     """The adapter of `lora`, `qlora`, `dora` and `qdora`."""
 
@@ -117,7 +117,7 @@ class Lora:
     embeddings naming one names both: the matrix they share is trained, and they stay tied."""
 
 
-@section
+@frozen
 class Dpo:
     """Direct preference optimisation."""
 
@@ -129,7 +129,7 @@ class Dpo:
     """Assumed probability that a preference label is wrong (`sigmoid` only)."""
 
 
-@section
+@frozen
 class Train:
     """What moves, what is optimised, and for how long."""
 
@@ -195,7 +195,7 @@ class Train:
     """Keep this many newest checkpoints."""
 
 
-@section
+@frozen
 class Merge:
     """Fold the adapter into the base weights, on the CPU."""
 
@@ -208,7 +208,7 @@ class Merge:
     is measured to have the lower loss on a few rows. Both losses are in the proof."""
 
 
-@section
+@frozen
 class Serve:
     """The server that evaluation, bench and chat talk to."""
 
@@ -231,7 +231,7 @@ class Serve:
 TextMetric = Literal["exact_match", "jaccard", "rouge", "bleu"]
 
 
-@section
+@frozen
 class TextTask:
     """Answers compared with the reference answers of the user's own rows."""
 
@@ -247,7 +247,7 @@ class TextTask:
     """Named sets with their own files, such as `adversarial: [hard.jsonl]`; scored apart, as `text.adversarial`."""
 
 
-@section
+@frozen
 class FunctionCallTask:
     """Function-call accuracy on held-out tool conversations: name and every argument must be equal."""
 
@@ -271,7 +271,7 @@ BfclCategory = Literal[
 # fmt: on
 
 
-@section
+@frozen
 class BfclTask:
     """The Berkeley Function-Calling Leaderboard: its items, prompts and verdicts (docs/bfcl.md)."""
 
@@ -293,7 +293,7 @@ class BfclTask:
 HarnessSetting = int | float | bool | str | tuple[str, ...]
 
 
-@section
+@frozen
 class LmEval:
     """Benchmarks of lm-evaluation-harness, run as a process of its own; the files it writes are kept as they are."""
 
@@ -323,7 +323,7 @@ class LmEval:
     """More settings, as in the harness's own configuration file: `{system_instruction: Be brief.}`."""
 
 
-@section
+@frozen
 class JudgeTask:
     """Another model prefers the base or the tuned answer to each row; asked twice, in both orders."""
 
@@ -347,7 +347,7 @@ class JudgeTask:
     """Longest verdict in tokens; judges that think aloud need more."""
 
 
-@section
+@frozen
 class Evaluate:
     """What is measured on the tuned model, always beside the base model."""
 
@@ -364,7 +364,7 @@ class Evaluate:
     """Longest wait for one answer; then the item counts as not answered."""
 
 
-@section
+@frozen
 class Targets:
     """Limits that each level is held against; a miss is reported, and fails only through `gate`.
 
@@ -383,7 +383,7 @@ class Targets:
     """Share of good requests, at least. Failed requests are not good."""
 
 
-@section
+@frozen
 class Bench:
     """A load test of the tuned model, timed token by token. Each level of load is measured by itself."""
 
@@ -425,7 +425,7 @@ class Bench:
     targets: Targets = field(default_factory=Targets)
 
 
-@section
+@frozen
 class Report:
     """The page."""
 
@@ -435,7 +435,7 @@ class Report:
     """Answers shown per task: fixed by tuning, broken by it, and wrong in both."""
 
 
-@section
+@frozen
 class HubTarget:
     """A model repository on the Hugging Face Hub. The token is read from HF_TOKEN."""
 
@@ -445,7 +445,7 @@ class HubTarget:
     """Create the repository as private."""
 
 
-@section
+@frozen
 class S3Target:
     """A place in an S3-compatible store. Credentials come from where AWS's tools look: AWS_ACCESS_KEY_ID, profiles."""
 
@@ -455,7 +455,7 @@ class S3Target:
     """Server of a store that is not AWS (MinIO, Ceph, R2, …); AWS_ENDPOINT_URL_S3 says the same."""
 
 
-@section
+@frozen
 class Publish:
     """Where the model goes when everything has passed."""
 
@@ -468,7 +468,7 @@ class Publish:
     """Publish although a gate rule failed; the model card says so."""
 
 
-@section
+@frozen
 class Mlflow:
     """Mirror metrics to MLflow."""
 
@@ -478,7 +478,7 @@ class Mlflow:
     """Experiment name; the recipe's name by default."""
 
 
-@section
+@frozen
 class Wandb:
     """Mirror metrics to Weights & Biases. The key is read from WANDB_API_KEY."""
 
@@ -488,7 +488,7 @@ class Wandb:
     """`offline` writes files that `wandb sync` can send later."""
 
 
-@section
+@frozen
 class Track:
     """Mirrors of metrics.jsonl, which is always written. Short form: a list of names."""
 
@@ -498,7 +498,7 @@ class Track:
     wandb: Wandb | None = None
 
 
-@section
+@frozen
 class Recipe:
     """One recipe. Sections stand in the order in which they run."""
 

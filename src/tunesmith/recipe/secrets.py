@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from tunesmith.frozen import frozen
 
 _SHAPES = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
@@ -28,7 +29,7 @@ _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCES
 _MIN_CHARACTERS = 8
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """A credential in a text: what it is and on which line, never its value."""
 

@@ -13,14 +13,15 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from tunesmith.frozen import frozen
 
 KeyPath = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Bound:
     """Limits on a value; `pattern` must match a whole string."""
 
@@ -49,14 +50,14 @@ class Bound:
         return None
 
 
-@dataclass(frozen=True)
+@frozen
 class Shorthand:
     """Text may stand for the mapping `{key: text}`; with `*`, a list of names for a mapping of switches."""
 
     key: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Misfit:
     """One place where a document does not fit its class."""
 

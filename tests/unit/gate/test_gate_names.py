@@ -14,9 +14,10 @@ from tunesmith.bench.client import LevelRun
 from tunesmith.bench.summary import summarise
 from tunesmith.cli.app import main
 from tunesmith.evaluate.stage import tasks_of
+from tunesmith.frozen import frozen
 from tunesmith.gate.names import foreseen, unknown_numbers
 from tunesmith.gate.numbers import numbers
-from tunesmith.recipe.schema import Bench, Data, Evaluate, FunctionCallTask, JudgeTask, Model, Recipe, TextTask, section
+from tunesmith.recipe.schema import Bench, Data, Evaluate, FunctionCallTask, JudgeTask, Model, Recipe, TextTask
 
 RECIPE = Recipe(
     "r",
@@ -99,7 +100,7 @@ def test_load_test_counts_what_is_foreseen() -> None:
 
 
 def test_sections_that_only_the_run_can_name_are_let_through() -> None:
-    @section
+    @frozen
     class WithHarness(Evaluate):
         lm_eval: Any = None
         judge: Any = None

@@ -1,8 +1,8 @@
-"""The classes of a recipe: frozen dataclasses that cost next to nothing to make.
+"""Frozen dataclasses that cost next to nothing to make: the classes of a recipe, records, and what every verb imports.
 
-The standard decorator compiles six methods for each class, 0.6 ms of start-up apiece; a recipe has more than twenty
-classes, and every verb makes them all. Here the methods are written once, and read the fields. `dataclasses.fields`,
-`replace`, `asdict` and `is_dataclass` work as ever.
+The standard decorator compiles six methods for each class, 0.5 ms of start-up apiece, and a verb makes some seventy of
+them. Here the methods are written once, and read the fields. `dataclasses.fields`, `replace`, `asdict` and
+`is_dataclass` work as ever. Making an instance costs microseconds more: what is made once a row has the standard one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _Class = TypeVar("_Class", bound=type)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def section(cls: _Class) -> _Class:
+def frozen(cls: _Class) -> _Class:
     """Make a class a frozen dataclass, compared and hashed by its values."""
     made: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
     for name in ("__init__", "__setattr__", "__delattr__", "__eq__", "__hash__", "__repr__"):
@@ -24,7 +24,7 @@ def section(cls: _Class) -> _Class:
 
 
 class _Methods:
-    """What every section does, by its fields."""
+    """What every such class does, by its fields."""
 
     def __init__(self: Any, *values: Any, **named: Any) -> None:
         fields = dataclasses.fields(self)

@@ -1,4 +1,4 @@
-"""Classes made by `section` behave as frozen dataclasses do."""
+"""Classes made by `frozen` behave as frozen dataclasses do."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pickle
 
 import pytest
 
-from tunesmith.recipe.section import section
+from tunesmith.frozen import frozen
 
 
-@section
+@frozen
 class Ours:
     a: int
     b: tuple[str, ...] = ("x",)
