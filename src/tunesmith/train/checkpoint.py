@@ -54,7 +54,7 @@ SCHEMA_VERSION = 2
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _NAME = re.compile(r"step-(\d+)")
-_PEERS_SECONDS = 30 * 60  # how long rank 0 waits for the others' files
+_PEER_SECONDS = 120.0  # how long rank 0 waits for another rank that writes nothing
 _HASHERS = 4  # files hashed at a time when a checkpoint is checked
 
 
@@ -173,17 +173,20 @@ class Checkpoints:
                 self._retire()
 
     def _collect(self, temporary: Path) -> dict[str, Listed]:
-        """Wait for the other ranks, and return their files."""
-        limit = time.monotonic() + _PEERS_SECONDS
+        """Wait for the other ranks, each as long as its files grow, and return them."""
         listed: dict[str, Listed] = {}
         for rank in range(1, self._num_ranks):
             note = temporary / f"rank-{rank}.json"
+            seen, heard = 0, time.monotonic()
             while not note.exists():
                 failed = sorted(temporary.glob("rank-*.failed"))
                 if failed:
                     raise OSError(f"{failed[0].stem.replace('-', ' ')} could not write its part")
-                if time.monotonic() > limit:
-                    raise TimeoutError(f"rank {rank} wrote nothing; is {self._directory} the same for all ranks?")
+                written = _num_bytes_of(rank, temporary)
+                if written != seen:
+                    seen, heard = written, time.monotonic()
+                if time.monotonic() - heard > _PEER_SECONDS:
+                    raise TimeoutError(_silent(rank, seen, self._directory))
                 time.sleep(0.02)
             listed |= json.loads(note.read_text())
             note.unlink()
@@ -242,6 +245,16 @@ class Checkpoints:
         self._sweep()
         return next(self._whole(self._steps()), None)
 
+    def remove_broken(self) -> list[str]:
+        """Remove the checkpoints that were set aside, and return their names: nobody looks into them any more.
+
+        For rank 0, when the training has come to a good end. Until then they are kept, for whoever asks what broke.
+        """
+        broken = sorted(self._directory.glob("broken-step-*"))
+        for path in broken:
+            shutil.rmtree(path, ignore_errors=True)
+        return [path.name for path in broken]
+
     def best(self) -> Path | None:
         """Return the whole checkpoint that was the best one when it was saved, and none since. Like `newest`."""
         self.wait()
@@ -298,6 +311,22 @@ class Checkpoints:
         with ThreadPoolExecutor(_HASHERS) as pool:
             faults = pool.map(lambda item: file_fault(checkpoint / item[0], item[1]), manifest["files"].items())
             return next((fault for fault in faults if fault), None)
+
+
+def _num_bytes_of(rank: int, temporary: Path) -> int:
+    """Return how much of its part a rank has written so far."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for file in temporary.glob(f"*-{rank + 1:05d}-of-*"):
+            total += file.stat().st_size
+    return total
+
+
+def _silent(rank: int, num_bytes: int, directory: Path) -> str:
+    told = f"rank {rank} has written nothing for {_PEER_SECONDS:.0f} s"
+    if num_bytes:
+        return f"{told}, after {num_bytes:,} bytes of its part; is it alive, and does its disk answer?"
+    return f"{told}; is it alive, and is {directory} the same directory for all ranks?"
 
 
 def _announce(temporary: Path, rank: int, listed: dict[str, Listed]) -> None:

@@ -118,6 +118,7 @@ def _train_in(world: World, setting: Setting, stop: StopSignals) -> Checkpoint:
         tensors = gathered(job.losses.model, recipe, world)
     if world.is_first:
         record = write_final(setting, job.losses.model, tensors, record)
+        _remove_broken(checkpoints)
     world.wait_for_all()
     return record
 
@@ -180,6 +181,16 @@ def _dry_run(job: Job) -> None:
         job.room.halve(job.collator, 0, ranks_meet=job.sharded)
     job.optimizer.zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats()
+
+
+def _remove_broken(checkpoints: Checkpoints) -> None:
+    """Remove what was set aside, now that the training is whole without it."""
+    from tunesmith.track.console import say
+
+    removed = checkpoints.remove_broken()
+    if removed:
+        them = "checkpoint that was" if len(removed) == 1 else "checkpoints that were"
+        say(f"  train: came to its end; removed the broken {them} set aside: {', '.join(removed)}")
 
 
 # ── Where it starts, and where it ends ───────────────────────────────────────────────────────────────────────────────

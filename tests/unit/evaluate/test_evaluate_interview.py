@@ -15,7 +15,7 @@ from tunesmith.evaluate.client import Patience, Request
 from tunesmith.evaluate.interview import Interview, Model
 from tunesmith.evaluate.task import Dialogue, Item, Transcript
 
-QUICK = Patience(timeout_seconds=1.0, connect_timeout_seconds=1.0, num_tries=2, first_pause_seconds=0.01)
+QUICK = Patience(timeout_seconds=60.0, connect_timeout_seconds=60.0, num_tries=2, first_pause_seconds=0.01)
 
 
 def counting(start: int, num_turns: int) -> Item:

@@ -20,7 +20,7 @@ from tunesmith.recipe.schema import Data, Evaluate, JudgeTask, Recipe
 from tunesmith.recipe.schema import Model as BaseModel
 from tunesmith.store.run_dir import RunDir
 
-QUICK = Patience(timeout_seconds=2.0, connect_timeout_seconds=1.0, num_tries=1, num_tries_when_busy=1)
+QUICK = Patience(timeout_seconds=60.0, connect_timeout_seconds=60.0, num_tries=1, num_tries_when_busy=1)
 NUM_ROWS = 10
 
 

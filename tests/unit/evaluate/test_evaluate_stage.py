@@ -22,7 +22,8 @@ from tunesmith.recipe.schema import Data, Evaluate, FunctionCallTask, Model, Rec
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
 
-QUICK = Patience(timeout_seconds=1.0, connect_timeout_seconds=1.0, num_tries=2, first_pause_seconds=0.01)
+# Quick to try again; the limits are for machines that stand still, no test here waits for one.
+QUICK = Patience(timeout_seconds=60.0, connect_timeout_seconds=60.0, num_tries=2, first_pause_seconds=0.01)
 NUM_ROWS = 12
 
 

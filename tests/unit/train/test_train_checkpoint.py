@@ -207,6 +207,16 @@ def test_other_trainings_and_versions(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "other settings or data" in capsys.readouterr().err
 
 
+def test_what_was_set_aside_stays_until_it_is_asked_to_go(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, identity="i", keep=2)
+    assert save(checkpoints, 3) and save(checkpoints, 6)
+    flip(tmp_path / "step-000006" / "state.json")
+    assert_holds(checkpoints.newest(), 3)
+    assert save(checkpoints, 9) and names(tmp_path) == ["broken-step-000006", "step-000003", "step-000009"]
+    assert checkpoints.remove_broken() == ["broken-step-000006"]
+    assert names(tmp_path) == ["step-000003", "step-000009"] and checkpoints.remove_broken() == []
+
+
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, identity="i", keep=2)
     assert save(checkpoints, 1) and save(checkpoints, 2, best=True) and save(checkpoints, 3)
@@ -491,3 +501,35 @@ def test_a_rank_that_cannot_write(tmp_path: Path, failing: int) -> None:
     assert time.monotonic() - begun < 60, "nobody waits for what will not come"
     assert names(tmp_path / "checkpoints") == ["step-000002"]
     assert Checkpoints(tmp_path / "checkpoints", identity="i", keep=2).newest() is not None
+
+
+def _fall_silent(rank: int, num_ranks: int, directory: Path, num_bytes: int) -> None:
+    import torch.distributed as dist
+
+    from tunesmith.train import checkpoint
+
+    checkpoint._PEER_SECONDS = 0.5
+    weights, optimizer = _trained(1, shard=True, num_steps=1)
+    if rank == 0:
+        checkpoints = Checkpoints(directory, identity="i", keep=2, rank=0, num_ranks=num_ranks, attempt="abc")
+        with (directory.parent / "told").open("w") as told, contextlib.redirect_stderr(told):
+            checkpoints.save(1, weights, optimizer_tensors(optimizer, weights), {})
+            assert not checkpoints.wait()
+    elif num_bytes:
+        part = directory / ".step-000001.abc-1.tmp" / "weights-00002-of-00002.safetensors"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:  # slower than the limit as a whole, and never silent for so long
+            for _ in range(num_bytes):
+                file.write(b"x")
+                file.flush()
+                time.sleep(0.2)
+    dist.barrier()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5])
+def test_a_rank_that_falls_silent_is_named(tmp_path: Path, num_bytes: int) -> None:
+    run_world(2, tmp_path, _fall_silent, tmp_path / "checkpoints", num_bytes)
+    told = (tmp_path / "told").read_text()
+    assert "checkpoint of step 1 could not be written" in told and "rank 1 has written nothing for" in told
+    assert ("after 5 bytes of its part" in told) == bool(num_bytes)
+    assert names(tmp_path / "checkpoints") == []

@@ -234,8 +234,10 @@ def test_broken_checkpoint_is_set_aside(
     (run_dir.trained / "training.json").unlink()
     record = stage.run(tiny.recipe_for(base, tmp_path, **settings), run_dir)
     assert record.resumed_from_steps == (9,)
-    assert "step-000012 is not used" in capsys.readouterr().err
-    assert (run_dir.checkpoints / "broken-step-000012").exists()
+    told = capsys.readouterr().err
+    assert "step-000012 is not used" in told and "it is now broken-step-000012" in told
+    assert "removed the broken checkpoint that was set aside: broken-step-000012" in told
+    assert not list(run_dir.checkpoints.glob("broken-*")), "the training is whole without it"
     found = load_file(run_dir.trained / "adapter_model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
