@@ -1,12 +1,14 @@
 """What one run's tuned model got right and another's got wrong, item by item, and what the difference is worth.
 
-Compared are items with the same id, prompt and reference that both models answered: a server that fails tells nothing
-about a model. The statistics are those of an evaluation (`evaluate/stats.py`), with another run in the base's place.
+Compared are items with the same prompt and reference that both models answered: a server that fails tells nothing about
+a model. Ids tell apart items that are equal in both, and no more: a row that others were put before is the same row.
+The statistics are those of an evaluation (`evaluate/stats.py`), with another run in the base's place.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +38,26 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Common:
+    """The items that two runs share.
+
+    Attributes:
+        answered: those both models answered: id in the second run -> (item of the first run, of the second).
+        num_unanswered: shared, but one of the models did not answer.
+        num_alone: without a counterpart: in one of the runs only, or with another prompt or reference.
+    """
+
+    answered: dict[str, tuple[Item, Item]]
+    num_unanswered: int
+    num_alone: int
+
+
+@dataclass(frozen=True)
 class ItemDifferences:
-    """Items of one task that the tuned models of two runs answered differently, and the metrics over all of them."""
+    """Items of one task that the tuned models of two runs answered differently, and the metrics over all of them.
+
+    Ids are those of the run `after`.
+    """
 
     task: str
     before: str
@@ -46,7 +66,8 @@ class ItemDifferences:
     broken: tuple[str, ...]
     num_right_in_both: int
     num_wrong_in_both: int
-    num_not_comparable: int
+    num_unanswered: int
+    num_alone: int
     changes: tuple[Change, ...] = ()
 
     @property
@@ -55,12 +76,14 @@ class ItemDifferences:
 
     def sentences(self) -> list[str]:
         """Return what happened, and the first ids behind it."""
+        left_out = [f"{self.num_unanswered} not answered"] if self.num_unanswered else []
+        left_out += [f"{self.num_alone} in one run only or with another prompt or reference"] if self.num_alone else []
         told = [
             f"{self.task}: {self.after} fixed {len(self.fixed)} and broke {len(self.broken)} of "
             f"{self.num_items} items against {self.before} "
-            f"({self.num_right_in_both} right and {self.num_wrong_in_both} wrong in both"
-            + (f", {self.num_not_comparable} not comparable)" if self.num_not_comparable else ")")
+            f"({self.num_right_in_both} right and {self.num_wrong_in_both} wrong in both)"
         ]
+        told += [f"  left out: {', '.join(left_out)}"] if left_out else []
         for change in self.changes:
             interval = f"{change.difference_low:+.3g} … {change.difference_high:+.3g}"
             told.append(
@@ -84,21 +107,32 @@ def item_differences(before: RunDir, after: RunDir) -> list[ItemDifferences]:
     return [_differences(task, before, after) for task in shared]
 
 
-def common_items(task: str, before: RunDir, after: RunDir) -> tuple[dict[str, tuple[Item, Item]], int]:
-    """Return id -> (item of the first run, of the second), and how many items have no counterpart.
+def common_items(task: str, before: RunDir, after: RunDir) -> Common:
+    """Find each item's counterpart in another run, by content.
 
     Raises:
         StageError: the items cannot be read.
     """
     old, new = _items(before, task), _items(after, task)
-    both = {name: (item, new[name]) for name, item in old.items() if name in new and _comparable(item, new[name])}
-    return both, len(old.keys() | new.keys()) - len(both)
+    waiting: dict[tuple[str, ...], list[Item]] = defaultdict(list)
+    for item in old:
+        waiting[_content(item)].append(item)
+    shared = []
+    for item in new:
+        alike = waiting[_content(item)]
+        if alike:
+            place = next((i for i, other in enumerate(alike) if other["id"] == item["id"]), 0)
+            shared.append((alike.pop(place), item))
+    answered = {pair[1]["id"]: pair for pair in shared if all(map(_is_answered, pair))}
+    matched = [{pair[side]["id"] for pair in shared} for side in (0, 1)]
+    alone = {item["id"] for item in old} - matched[0] | {item["id"] for item in new} - matched[1]
+    return Common(answered, len(shared) - len(answered), len(alone))
 
 
 def _differences(task: str, before: RunDir, after: RunDir) -> ItemDifferences:
-    both, num_alone = common_items(task, before, after)
+    common = common_items(task, before, after)
     sorted_ids: dict[tuple[bool, bool], list[str]] = {(a, b): [] for a in (True, False) for b in (True, False)}
-    for name, (old, new) in both.items():
+    for name, (old, new) in common.answered.items():
         sorted_ids[bool(old["tuned"]["correct"]), bool(new["tuned"]["correct"])].append(name)
     return ItemDifferences(
         task=task,
@@ -108,8 +142,9 @@ def _differences(task: str, before: RunDir, after: RunDir) -> ItemDifferences:
         broken=tuple(sorted_ids[True, False]),
         num_right_in_both=len(sorted_ids[True, True]),
         num_wrong_in_both=len(sorted_ids[False, False]),
-        num_not_comparable=num_alone,
-        changes=tuple(_changes(task, both, after)),
+        num_unanswered=common.num_unanswered,
+        num_alone=common.num_alone,
+        changes=tuple(_changes(task, common.answered, after)),
     )
 
 
@@ -164,18 +199,22 @@ def _value(item: Item, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _items(run: RunDir, task: str) -> dict[str, Item]:
+def _items(run: RunDir, task: str) -> list[Item]:
     path = run.absolute(run.load(Scores).items[task])
     try:
         with path.open(encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
-        return {str(line["id"]): line for line in lines if "correct" in line["tuned"]}
+        return [line | {"id": str(line["id"])} for line in lines if "correct" in line["tuned"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         do = "run the recipe again to evaluate once more"
         raise StageError(f"the items of task {task} cannot be read: {error}", where=str(path), do=do) from None
 
 
-def _comparable(old: Item, new: Item) -> bool:
-    same = all(old.get(key) == new.get(key) for key in ("prompt_tail", "reference"))
-    answered = not any(str(item["tuned"].get("error", "")).startswith("request_failed") for item in (old, new))
-    return same and answered
+def _content(item: Item) -> tuple[str, ...]:
+    """Return what makes an item the same in two runs. The hash covers all that was shown, the tail just its end."""
+    return tuple(json.dumps(item.get(key)) for key in ("prompt_hash", "prompt_tail", "reference"))
+
+
+def _is_answered(item: Item) -> bool:
+    answer = item["tuned"]
+    return answer.get("answered") is not False and not str(answer.get("error", "")).startswith("request_failed")

@@ -19,7 +19,7 @@ _MARKS = {"improved": "▲", "regressed": "▼", "cannot tell": "≈"}
 
 def page(comparison: Comparison, runs: list[RunDir]) -> str:
     """Return the page. Items are read once more, for what the models said."""
-    by_name = {run.path.name: run for run in runs}
+    by_name = dict(zip(comparison.runs, runs, strict=True))
     pairs = [
         {
             "before": before,
@@ -72,7 +72,7 @@ def _metric(name: str) -> str:
 
 
 def _task(found: ItemDifferences, before: RunDir, after: RunDir) -> dict[str, Any]:
-    both, _ = common_items(found.task, before, after)
+    both = common_items(found.task, before, after).answered
     examples = [
         compared(*both[name], kind=kind, names=(found.before, found.after))
         for kind, ids in (("broken", found.broken), ("fixed", found.fixed))
@@ -89,7 +89,8 @@ def _task(found: ItemDifferences, before: RunDir, after: RunDir) -> dict[str, An
             ("broken", len(found.broken), "broken"),
             ("right", found.num_right_in_both, "right in both"),
             ("wrong", found.num_wrong_in_both, "wrong in both"),
-            ("alone", found.num_not_comparable, "not comparable"),
+            ("unanswered", found.num_unanswered, "not answered"),
+            ("alone", found.num_alone, "in one run only, or with another prompt or reference"),
         ],
         "examples": examples,
         "num_left_out": len(found.broken) + len(found.fixed) - len(examples),

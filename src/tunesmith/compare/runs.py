@@ -93,8 +93,19 @@ def compare(runs: list[RunDir]) -> Comparison:
     """Put runs side by side, in the order given. Numbers that a run does not have are None."""
     assert runs, "nothing to compare"
     lines = [*_settings_that_differ(runs), *_numbers(runs), *_verdicts(runs), *_costs(runs)]
-    items = [found for after in runs[1:] for found in item_differences(runs[0], after)]
-    return Comparison(tuple(run.path.name for run in runs), tuple(lines), tuple(items))
+    names = _names(runs)
+    items = [
+        dataclasses.replace(found, before=names[0], after=name)
+        for after, name in zip(runs[1:], names[1:], strict=True)
+        for found in item_differences(runs[0], after)
+    ]
+    return Comparison(names, tuple(lines), tuple(items))
+
+
+def _names(runs: list[RunDir]) -> tuple[str, ...]:
+    """Return what each run is called: its directory's name, or the whole path where names are the same."""
+    names = tuple(run.path.name for run in runs)
+    return names if len(set(names)) == len(names) else tuple(str(run.path) for run in runs)
 
 
 def shown(value: Cell) -> str:

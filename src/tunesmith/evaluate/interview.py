@@ -208,8 +208,8 @@ class Interview:
 
 
 def prompt_hash(request: Request) -> str:
-    """Return the hash of a request whoever is asked: equal hashes, equal prompts and settings."""
-    return files.fingerprint([*request_parts(request)])
+    """Return the hash of what a model is shown, whoever it is and with whatever settings: equal hashes, equal prompts."""
+    return files.fingerprint([request.messages, request.tools, request.prompt])
 
 
 def request_parts(request: Request) -> Iterator[Any]:

@@ -143,7 +143,7 @@ def _example(item: dict[str, Any], kind: str) -> Example:
     return Example(
         id=printable(str(item.get("id", ""))),
         kind=kind,
-        title=kind_names(with_base="base" in models)[kind],
+        title=kind_names(with_base="base" in models).get(kind, KINDS[kind]),
         prompt=_text(_plain(item.get("prompt_tail", ""))),
         reference=_text(reference, lines_of_other=lacking),
         answers=tuple(_given(_answer(item, model), model, reference) for model in models),

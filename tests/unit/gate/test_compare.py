@@ -81,20 +81,69 @@ def test_items_fixed_and_broken(tmp_path: Path) -> None:
     two = make_run(tmp_path / "two", 0.5, {"f": True, "b": False, "rr": True, "ww": False, "lost": True, "new": True})
     (found,) = item_differences(one, two)
     assert (found.fixed, found.broken) == (("f",), ("b",))
-    assert (found.num_right_in_both, found.num_wrong_in_both, found.num_not_comparable) == (1, 1, 3)
+    assert (found.num_right_in_both, found.num_wrong_in_both) == (1, 1)
+    assert (found.num_unanswered, found.num_alone) == (1, 2)
     sentences = compare([one, two]).item_sentences()
     assert sentences[0].startswith("text: two fixed 1 and broke 1 of 4 items against one")
-    assert sentences[1].startswith("  correct: 0.5 → 0.5 (+0, 95 % ") and sentences[1].endswith(
+    assert sentences[1] == "  left out: 1 not answered, 2 in one run only or with another prompt or reference"
+    assert sentences[2].startswith("  correct: 0.5 → 0.5 (+0, 95 % ") and sentences[2].endswith(
         "no difference was seen"
     )
-    assert sentences[2:] == ["  fixed: f", "  broken: b"]
+    assert sentences[3:] == ["  fixed: f", "  broken: b"]
 
 
 def test_an_item_with_another_prompt_is_another_item(tmp_path: Path) -> None:
     one, two = (make_run(tmp_path / name, 0.5, {"a": True}) for name in ("one", "two"))
     two.items("text").write_text(two.items("text").read_text().replace("prompt of", "question of"))
     (found,) = item_differences(one, two)
-    assert (found.num_items, found.num_not_comparable) == (0, 1)
+    assert (found.num_items, found.num_alone) == (0, 1)
+
+
+def edit_items(run: RunDir, change: Any) -> None:
+    lines = [change(json.loads(line)) for line in run.items("text").read_text().splitlines()]
+    run.items("text").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_what_stands_before_the_end_of_a_prompt_counts(tmp_path: Path) -> None:
+    """Another system prompt or tool is another item, although the last message and the reference are the same."""
+    one, two = (make_run(tmp_path / name, 0.5, {"a": True, "b": True}) for name in ("one", "two"))
+    edit_items(one, lambda line: line | {"prompt_hash": "x"})
+    edit_items(two, lambda line: line | {"prompt_hash": "x" if line["id"] == "a" else "y"})
+    (found,) = item_differences(one, two)
+    assert (found.num_items, found.num_alone) == (1, 1)
+
+
+def test_rows_that_moved_are_the_same_rows(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", 0.5, {f"rows.jsonl:{i}#0": i > 2 for i in range(1, 7)})
+    two = make_run(tmp_path / "two", 0.5, {f"rows.jsonl:{i}#0": i > 4 for i in range(1, 7)})
+
+    def numbered_from(first: int) -> Any:
+        """Rows 1 to 6 of the one are rows `first` and on of the other; rows 5 and 6 say the same."""
+
+        def change(line: dict[str, Any]) -> dict[str, Any]:
+            number = int(line["id"].split(":")[1].split("#")[0])
+            name = f"rows.jsonl:{number + first - 1}#0"
+            return line | {"id": name, "prompt_tail": f"prompt {min(number, 5)}", "prompt_hash": f"h{min(number, 5)}"}
+
+        return change
+
+    edit_items(one, numbered_from(1))
+    edit_items(two, numbered_from(4))
+    (found,) = item_differences(one, two)
+    assert (found.num_items, found.num_alone) == (6, 0)
+    assert found.broken == ("rows.jsonl:6#0", "rows.jsonl:7#0"), "rows 3 and 4, by their new names"
+    (same,) = item_differences(one, one)
+    assert (same.num_items, same.fixed, same.broken) == (6, (), ())
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    from tunesmith.compare.page import page
+
+    runs = [make_run(tmp_path / place / "run", 0.5, {"a": place == "b"}) for place in ("a", "b")]
+    found = compare(runs)
+    assert found.runs == tuple(str(run.path) for run in runs)
+    assert f"{runs[1].path} fixed 1 and broke 0 of 1 items against {runs[0].path}" in found.item_sentences()[0]
+    assert str(runs[0].path) in page(found, runs)
 
 
 def test_one_run_and_runs_without_scores(tmp_path: Path) -> None:
