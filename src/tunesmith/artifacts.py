@@ -7,6 +7,7 @@ Times are seconds, sizes are bytes, rates are fractions of one unless the name s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -216,6 +217,17 @@ class Release(Artifact):
     kind: ClassVar[str] = "release"
     targets: tuple[dict[str, Any], ...]  # {"target": "local", "location": …, "num_files": n, "num_bytes": b}
     manifest_sha256: str
+
+
+def not_answered(record: Mapping[str, Any]) -> str:
+    """Return how many of a metric's items which model did not answer, "" when none.
+
+    They count as wrong in the model's own value, since nobody knows what it would have said, and are left out of the
+    comparison: wherever the value is shown, this belongs beside it.
+    """
+    lost = {which: record.get(f"{which}_num_failed") or 0 for which in ("base", "tuned")}
+    told = " and ".join(f"{number:,} by the {which} model" for which, number in lost.items() if number)
+    return f"not answered, counted as wrong: {told}" if told else ""
 
 
 KINDS: dict[str, type[Artifact]] = {

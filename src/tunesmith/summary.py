@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.artifacts import Artifact, Checkpoint, Dataset, Release, Report, Scores, Speeds, Verdict, Weights
+from tunesmith.artifacts import (
+    Artifact,
+    Checkpoint,
+    Dataset,
+    Release,
+    Report,
+    Scores,
+    Speeds,
+    Verdict,
+    Weights,
+    not_answered,
+)
 from tunesmith.track.console import duration
 
 
@@ -76,7 +87,8 @@ def _checkpoint(record: Checkpoint) -> str:
 def _score(task: str, metrics: dict[str, dict[str, Any]]) -> str:
     name, values = next(iter(metrics.items()))
     base, tuned = (_show(values.get(which), values) for which in ("base", "tuned"))
-    return f"{task} {name} {base + ' → ' if values.get('base') is not None else ''}{tuned}"
+    lost = f" ({not_answered(values)})" if not_answered(values) else ""
+    return f"{task} {name} {base + ' → ' if values.get('base') is not None else ''}{tuned}{lost}"
 
 
 def _level(name: str, level: dict[str, Any]) -> str:
@@ -98,7 +110,7 @@ def comparison(scores: Scores) -> list[tuple[str, str, str, str, str]]:
             if isinstance(base, float | int) and isinstance(tuned, float | int):
                 change = f"{100 * (tuned - base) / _maximum(values):+.1f}"
             cells = (f"{task}.{metric}", _show(base, values), _show(tuned, values), change)
-            rows.append((*cells, "; ".join(filter(None, [_verdict(values), _wins(values), _unanswered(values)]))))
+            rows.append((*cells, "; ".join(filter(None, [_verdict(values), _wins(values), not_answered(values)]))))
     return rows
 
 
@@ -117,13 +129,6 @@ def _wins(values: dict[str, Any]) -> str:
     if "num_wins" not in values:
         return ""
     return f"{values['num_wins']:,} won, {values['num_ties']:,} tied, {values['num_losses']:,} lost"
-
-
-def _unanswered(values: dict[str, Any]) -> str:
-    """Return how many items were not answered, which is another thing than a wrong answer."""
-    lost = {which: values.get(f"{which}_num_failed") or 0 for which in ("base", "tuned")}
-    told = " and ".join(f"{number:,} by {which}" for which, number in lost.items() if number)
-    return f"of {values.get('num_items', 0):,} items not answered: {told}" if told else ""
 
 
 def _maximum(values: dict[str, Any]) -> float:

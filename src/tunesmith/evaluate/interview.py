@@ -208,7 +208,7 @@ class Interview:
 
 
 def prompt_hash(request: Request) -> str:
-    """Return the hash of what a model is shown, whoever it is and with whatever settings: equal hashes, equal prompts."""
+    """Return the hash of what a model is shown, with whatever settings: equal hashes, equal prompts."""
     return files.fingerprint([request.messages, request.tools, request.prompt])
 
 

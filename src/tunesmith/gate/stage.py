@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.artifacts import Scores, Verdict
+from tunesmith.artifacts import Scores, Verdict, not_answered
 from tunesmith.frozen import frozen
 from tunesmith.gate.numbers import is_number, metric_records, numbers, origin
 from tunesmith.recipe.gate_rules import Changed, Comparison, Expression, Operation, parse_rule, value_of
@@ -92,7 +92,7 @@ def _changed(rule: Changed, known: _Known) -> tuple[bool, str]:
     parts = [f"base {_show(base)} → tuned {_show(tuned)}"]
     if is_number(record.get("difference")):
         parts.append(_difference(record))
-    parts += _failed_requests(record)
+    parts += filter(None, [not_answered(record)])
     verdict = str(record.get("verdict_in_words") or record.get("verdict") or "not compared")
     if rule.margin is not None:
         return _within_margin(record, rule.margin, parts)
@@ -133,13 +133,7 @@ def _told(path: str, value: float, record: dict[str, Any]) -> str:
     shown = ", ".join(parts)
     if is_number(record.get("base")):
         shown += f"; base {_show(record['base'])}"
-    return "; ".join([shown, *_failed_requests(record)])
-
-
-def _failed_requests(record: dict[str, Any]) -> list[str]:
-    lost = {which: record.get(f"{which}_num_failed") or 0 for which in ("base", "tuned")}
-    told = ", ".join(f"{number} of the {which} model" for which, number in lost.items() if number)
-    return [f"failed requests: {told}"] if told else []
+    return "; ".join(filter(None, [shown, not_answered(record)]))
 
 
 def no_such_number(path: str, known: list[str]) -> str:

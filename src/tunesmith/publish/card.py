@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict
+from tunesmith.artifacts import Checkpoint, Dataset, Scores, Speeds, Verdict, not_answered
 from tunesmith.publish.front_matter import front_matter, inherited
 from tunesmith.publish.naming import public_name
 from tunesmith.recipe.adapter_facts import adapter_facts
@@ -90,7 +90,8 @@ def _comparison(record: dict[str, Any]) -> tuple[str, str, str]:
     if isinstance(difference, int | float):
         low, high = (_points(record[name], record) for name in ("difference_low", "difference_high"))
         told = f"{_points(difference, record)} ({low} … {high})"
-    return told, str(record.get("verdict") or "–"), str(record.get("num_items", "–"))
+    items = "; ".join(filter(None, [str(record.get("num_items", "–")), not_answered(record)]))
+    return told, str(record.get("verdict") or "–"), items
 
 
 def _scaled(value: Any, record: dict[str, Any]) -> str:

@@ -470,7 +470,11 @@ class Publish:
 
 @frozen
 class Mlflow:
-    """Mirror metrics to MLflow."""
+    """Mirror metrics to MLflow.
+
+    Its history only grows: a step that is trained again keeps its first numbers there. After a kill the new ones are
+    the same; after a rollback (`train.on_bad_step`) they are not, and `metrics.jsonl` and TensorBoard have them.
+    """
 
     tracking_uri: str | None = None
     """Server or `sqlite:///…`; by default `sqlite:///OUTPUT_DIR/mlflow.db`."""
@@ -480,7 +484,10 @@ class Mlflow:
 
 @frozen
 class Wandb:
-    """Mirror metrics to Weights & Biases. The key is read from WANDB_API_KEY."""
+    """Mirror metrics to Weights & Biases. The key is read from WANDB_API_KEY.
+
+    Online its history only grows, as MLflow's; offline files are written anew, and have what `metrics.jsonl` has.
+    """
 
     project: str | None = None
     """Project; the recipe's name by default."""

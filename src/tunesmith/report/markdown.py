@@ -46,7 +46,9 @@ def _results(evaluation: dict[str, Any] | None) -> str:
             row["base"] or "–",
             row["tuned"],
             " ".join(filter(None, (row["difference"], f"({row['interval']})" if row["interval"] else ""))) or "–",
-            f"{row['mark']} {row['in_words'] or row['verdict'] or '–'}".strip(),
+            "; ".join(
+                filter(None, (f"{row['mark']} {row['in_words'] or row['verdict'] or '–'}".strip(), row["not_answered"]))
+            ),
         )
         for group in evaluation["groups"]
         for row in group["rows"]

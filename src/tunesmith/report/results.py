@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tunesmith.artifacts import Scores
+from tunesmith.artifacts import Scores, not_answered
 from tunesmith.recipe.environment import redact
 from tunesmith.report import wording
 from tunesmith.report.examples import choose, kind_names
@@ -198,6 +198,7 @@ def _row(task: str, name: str, record: dict[str, Any]) -> Context:
         "mark": _MARKS.get(str(verdict), ""),
         "p_value": record.get("p_value"),
         "num_items": record.get("num_items"),
+        "not_answered": not_answered(record),
         "num_fixed": record.get("num_fixed"),
         "num_broken": record.get("num_broken"),
         "preferred": _preferred(record),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import finished_runs
+from tunesmith import summary
 from tunesmith.artifacts import Report, Scores, Verdict
 from tunesmith.recipe.schema import Recipe
 from tunesmith.report import stage
@@ -233,6 +234,26 @@ def test_the_summary_says_what_the_page_says(tmp_path: Path) -> None:
     assert "| Function calls: Exactly right | 4.1 % | 95.8 % | +91.7 (+86.7 … +96.7) | ▲ improved |" in text
     assert "▲ 14 improved · ▼ 5 regressed · ≈ 9 cannot tell" in text
     assert "BFCL: simple\\_python" in text
+
+
+def test_items_without_an_answer_are_told_wherever_their_number_stands(tmp_path: Path) -> None:
+    from tunesmith.publish.card import model_card
+
+    run_dir = finished_runs.write(tmp_path)
+    scores = run_dir.load(Scores)
+    told = "not answered, counted as wrong: 3 by the base model and 40 by the tuned model"
+    scores.tasks["function_calls"]["accuracy"] |= {"base_num_failed": 3, "tuned_num_failed": 40}
+    run_dir.save(scores)
+    record = stage.run(finished_runs.recipe(), run_dir)
+    page = _Page(run_dir.report_page.read_text())
+    assert page.text.count(told) == 2, "in the headline and in the results"
+    for text in (
+        run_dir.absolute(record.summary).read_text(),
+        model_card(finished_runs.recipe(), run_dir),
+        summary.comparison_table(scores),
+        summary.line("evaluate", scores),
+    ):
+        assert text.count(told) == 1
 
 
 def test_hostile_text_stays_text_in_the_summary(tmp_path: Path) -> None:
