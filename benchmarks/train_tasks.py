@@ -34,12 +34,14 @@ class Task:
     method: str
     learning_rate: float
     sources: tuple[str, ...]
+    num_tools: int = 0  # the first so many tools of all rows, given to every row: one product, one list of tools
 
 
 SFT_ROWS, DPO_ROWS = ("sft/alpaca_en_demo.json", "sft/glaive_toolcall_en_demo.json"), ("dpo/dpo_en_demo.json",)
 TASKS = {
     "sft-lora": Task("sft", "lora", 2e-4, SFT_ROWS),
     "sft-full": Task("sft", "full", 2e-5, SFT_ROWS),
+    "sft-tools": Task("sft", "lora", 2e-4, SFT_ROWS[1:], num_tools=8),
     "dpo-lora": Task("dpo", "lora", 5e-5, DPO_ROWS),
 }
 
@@ -103,6 +105,9 @@ def rows_of(task: Task, given: argparse.Namespace, model: Path) -> list[dict[str
                 row = example.content.to_json()
                 distinct.setdefault(json.dumps(row, sort_keys=True), row)
     rows = list(distinct.values())
+    if task.num_tools:
+        tools = list({json.dumps(tool): tool for row in rows for tool in row.get("tools", [])}.values())
+        rows = [row | {"tools": tools[: task.num_tools]} for row in rows]
     random.Random(SEED).shuffle(rows)
     count = token_counter(model)
     if given.sequence_length and task.objective == "sft":

@@ -92,9 +92,18 @@ def write_model(
     return path
 
 
-def write_rows(path: Path, *, num_rows: int, segments: int = 1, seed: int = 1, longest: int = 40) -> dict[str, int]:
-    """Write random tokenised rows; returns their counts."""
+def write_rows(
+    path: Path, *, num_rows: int, segments: int = 1, seed: int = 1, longest: int = 40, shared: bool = False
+) -> dict[str, int]:
+    """Write random tokenised rows; returns their counts.
+
+    Args:
+        shared: most rows begin with the same 17 tokens, and half of these go on with one of two texts of 16 and 40.
+    """
     random = np.random.default_rng(seed)
+    alike = np.random.default_rng(seed + 1)
+    first, second, third = (alike.integers(3, VOCAB_SIZE, length).astype(np.uint32) for length in (17, 16, 40))
+    beginnings = [first[:0], first, first, np.concatenate([first, second]), np.concatenate([first, third])]
     num_tokens = num_trained = 0
     with ShardWriter(path, segments) as writer:
         for _ in range(num_rows):
@@ -102,6 +111,9 @@ def write_rows(path: Path, *, num_rows: int, segments: int = 1, seed: int = 1, l
             for segment in range(segments):
                 length = int(random.integers(5, longest))
                 ids = random.integers(3, VOCAB_SIZE, length).astype(np.uint32)
+                if shared and segment == 0:
+                    ids = np.concatenate([beginnings[int(random.integers(len(beginnings)))], ids])
+                    length = len(ids)
                 trained = random.random(length) < 0.6
                 trained[-1] = True
                 if segments == 3:

@@ -114,6 +114,7 @@ class Checkpoint(Artifact):
     seconds: float
     resumed_from_steps: tuple[int, ...] = ()
     num_ranks: int = 1
+    shared_tokens: float = 0.0  # share of the tokens that were not computed again, as another sequence begins with them
     events: tuple[dict[str, Any], ...] = ()  # steps left out, rollbacks, smaller micro-batches: step, event, reason
     template_fingerprint: str = ""  # ids of the probe conversations (`tokens.fingerprint`), equal in every record
 

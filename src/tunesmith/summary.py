@@ -78,9 +78,10 @@ def _checkpoint(record: Checkpoint) -> str:
     held_out = f", held out {record.validation_loss:.3f}" if record.validation_loss is not None else ""
     moved = record.num_trainable_parameters / max(1, record.num_parameters)
     losses = f"loss {record.first_loss:.3f} → {record.final_loss:.3f}{held_out}"
+    shared = f" ({record.shared_tokens:.0%} shared, computed once)" if record.shared_tokens >= 0.01 else ""
     return (
-        f"{record.method}, {record.num_steps:,} steps, {losses}, "
-        f"{record.num_trainable_parameters:,} parameters moved ({moved:.1%}), {record.tokens_per_second:,.0f} tokens/s"
+        f"{record.method}, {record.num_steps:,} steps, {losses}, {record.num_trainable_parameters:,} parameters moved "
+        f"({moved:.1%}), {record.tokens_per_second:,.0f} tokens/s{shared}"
     )
 
 

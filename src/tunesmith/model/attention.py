@@ -1,29 +1,34 @@
 """Attention over packed rows, under a name of its own in transformers' attention interface.
 
-Sequences lie one after another in one row without padding; `Spans` says which of them belong together. A group is a
-trunk, and branches that each see the trunk and themselves but not each other: an ordinary sequence is a trunk alone, a
-preference pair is its prompt with two answers. So a shared prompt is computed once, exactly: its positions see nothing
-that comes later, and the branches see the same keys and values as if they stood alone behind it.
+Sequences lie one after another in one row without padding. What two of them begin with lies there once: `Spans` says of
+each where its tokens lie. So a system prompt that many rows have, or the prompt of a preference pair, is computed once,
+exactly: its positions see nothing that comes later, and what follows sees the same keys and values as if it stood alone
+behind it.
 
-On CUDA the row goes to PyTorch's variable-length flash attention in one call, with the trunk's keys repeated for the
-second branch (Wang & Hegde 2024, arXiv:2410.20305, have the same idea as a block mask). Elsewhere every sequence gets a
-call of its own: nothing outside its own triangle is computed.
+On CUDA the row goes to PyTorch's variable-length flash attention in one call, with shared keys repeated for everyone
+who reads them (Wang & Hegde 2024, arXiv:2410.20305, have the same idea for pairs as a block mask). Elsewhere every
+sequence gets a call of its own: nothing outside its own triangle is computed.
 
 Shapes: H heads, T positions of the row, D head size; S sequences.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 NAME = "tunesmith_spans"
+
+Places = npt.NDArray[np.int64]
+Masks = dict[tuple[int, int, int | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,43 +36,49 @@ class Spans:
     """The sequences of a packed row.
 
     Attributes:
-        groups: (trunk length, branch lengths…) of each group, in the order in which they lie; a group's branches follow
-            its trunk.
-        cu_q_S1, cu_k_S1: where each sequence's queries and keys begin, and where the last one ends, int32; the first
-            branch is part of its trunk's sequence, every further one is a sequence of its own.
-        keys_K: positions whose keys are read, when trunks are repeated; None when they are read as they lie.
+        pieces: the row cut wherever a sequence begins and wherever one leaves another: lengths, in order.
+        paths: the pieces that make up each sequence, in order; shared ones come first.
+        num_shared: how many pieces of a path lie in the row for an earlier sequence already.
+        cu_q_S1, cu_k_S1: where each sequence's own queries and its keys begin, and where the last one ends, int32.
+        keys_K: positions whose keys are read, one sequence after another; None when nothing is shared.
+        masks: those that the layers of this row have needed so far, by queries, keys and window.
     """
 
-    groups: tuple[tuple[int, ...], ...]
+    pieces: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+    num_shared: tuple[int, ...]
     cu_q_S1: Tensor
     cu_k_S1: Tensor
     keys_K: Tensor | None
     longest_q: int
     longest_k: int
+    masks: Masks = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, groups: list[tuple[int, ...]], device: torch.device) -> Spans:
-        queries, keys, index = list[int](), list[int](), list[Tensor]()
-        begin = 0
-        for trunk, *branches in groups:
-            first = trunk + (branches[0] if branches else 0)
-            queries.append(first)
-            keys.append(first)
-            index.append(torch.arange(begin, begin + first))
-            branch_begin = begin + first
-            for branch in branches[1:]:
-                queries.append(branch)
-                keys.append(trunk + branch)
-                index += [torch.arange(begin, begin + trunk), torch.arange(branch_begin, branch_begin + branch)]
-                branch_begin += branch
-            begin = branch_begin
-        repeated = sum(keys) > begin
+    def of(cls, places: list[Places], shared: list[int], device: torch.device) -> Spans:
+        """Describe a row.
+
+        Args:
+            places: where each sequence's tokens lie; what comes after its first `shared` tokens lies right behind the
+                sequence before it.
+        """
+        own = [len(at) - skip for at, skip in zip(places, shared, strict=True)]
+        total = sum(own)
+        leaves = {int(at[skip - 1]) + 1 for at, skip in zip(places, shared, strict=True) if skip}
+        begins = np.array(sorted({0, *accumulate(own)} - {total} | leaves - {total}), dtype=np.int64)
+        paths = [np.flatnonzero(np.bincount(np.searchsorted(begins, at, side="right") - 1)) for at in places]
+        keys = [len(at) for at in places]
         return cls(
-            groups=tuple(groups),
-            cu_q_S1=torch.tensor([0, *accumulate(queries)], dtype=torch.int32).to(device, non_blocking=True),
+            pieces=tuple(np.diff(begins, append=total).tolist()),
+            paths=tuple(tuple(path.tolist()) for path in paths),
+            num_shared=tuple(
+                int(np.searchsorted(begins[path], at[skip], side="right")) - 1
+                for path, at, skip in zip(paths, places, shared, strict=True)
+            ),
+            cu_q_S1=torch.tensor([0, *accumulate(own)], dtype=torch.int32).to(device, non_blocking=True),
             cu_k_S1=torch.tensor([0, *accumulate(keys)], dtype=torch.int32).to(device, non_blocking=True),
-            keys_K=torch.cat(index).to(device, non_blocking=True) if repeated else None,
-            longest_q=max(queries),
+            keys_K=torch.from_numpy(np.concatenate(places)).to(device, non_blocking=True) if any(shared) else None,
+            longest_q=max(own),
             longest_k=max(keys),
         )
 
@@ -97,45 +108,53 @@ def attend(
     spans: Spans | None = settings.get("spans")
     qkv = (query_BHTD, key_BHTD, value_BHTD)
     if spans is None:
-        return _one(*qkv, scaling, window).transpose(1, 2), None
+        return _one(*qkv, scaling, window, {}).transpose(1, 2), None
     if query_BHTD.is_cuda and query_BHTD.dtype != torch.float32 and _has_varlen():
         return _varlen(*qkv, spans, scaling, window), None
     return _one_by_one(*qkv, spans, scaling, window).transpose(1, 2), None
 
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None, window: int | None) -> Tensor:
-    pieces = [length for group in spans.groups for length in group]
-    parts = zip(q.split(pieces, dim=2), k.split(pieces, dim=2), v.split(pieces, dim=2), strict=True)
+    q_pieces, k_pieces, v_pieces = (tensor.split(spans.pieces, dim=2) for tensor in (q, k, v))
     out: list[Tensor] = []
-    for group in spans.groups:
-        trunk_q, trunk_k, trunk_v = next(parts)
-        branches = [next(parts) for _ in group[1:]]
-        for number, (branch_q, branch_k, branch_v) in enumerate(branches):
-            # Behind a trunk that is no longer than itself, a branch costs less as a whole triangle, trunk and all, than
-            # as a rectangle: that one needs a mask, which every layer keeps, and none of it is skipped.
-            whole = number == 0 or trunk_q.shape[2] <= branch_q.shape[2]
-            queries = torch.cat([trunk_q, branch_q], dim=2) if whole else branch_q
-            keys, values = torch.cat([trunk_k, branch_k], dim=2), torch.cat([trunk_v, branch_v], dim=2)
-            begin = queries.shape[2] - branch_q.shape[2] if number else 0
-            out.append(_one(queries, keys, values, scaling, window)[:, :, begin:])
-        if not branches:
-            out.append(_one(trunk_q, trunk_k, trunk_v, scaling, window))
+    for path, num_shared in zip(spans.paths, spans.num_shared, strict=True):
+        keys, values = _joined(k_pieces, path), _joined(v_pieces, path)
+        queries = _joined(q_pieces, path[num_shared:])
+        num_own = queries.shape[2]
+        # Behind a beginning that is no longer than itself, a sequence costs less as a whole triangle than as a
+        # rectangle: that one needs a mask, and none of it is skipped.
+        if num_shared and keys.shape[2] - num_own <= num_own:
+            queries = _joined(q_pieces, path)
+        out.append(_one(queries, keys, values, scaling, window, spans.masks)[:, :, -num_own:])
     return torch.cat(out, dim=2)
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
+def _joined(pieces: tuple[Tensor, ...], path: tuple[int, ...]) -> Tensor:
+    return pieces[path[0]] if len(path) == 1 else torch.cat([pieces[number] for number in path], dim=2)
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, masks: Masks) -> Tensor:
     """Return the attention of queries that are the last of their sequence's positions."""
-    num_queries, num_keys = q.shape[2], k.shape[2]
-    grouped = q.shape[1] != k.shape[1]
-    mask: Tensor | None = None
-    if num_queries != num_keys or (window is not None and num_keys > window):
-        at = torch.arange(num_keys - num_queries, num_keys, device=q.device)[:, None]
-        seen = torch.arange(num_keys, device=q.device)[None, :]
-        mask = seen <= at if window is None else (seen <= at) & (seen > at - window)
+    shape = (q.shape[2], k.shape[2])
+    needed = shape[0] != shape[1] or (window is not None and shape[1] > window)
+    mask = _mask(shape, window, q, masks) if needed else None
     attended: Tensor = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
     return attended
+
+
+def _mask(shape: tuple[int, int], window: int | None, like: Tensor, masks: Masks) -> Tensor:
+    """Return what is added to the scores: numbers rather than flags, which every layer would turn into its own copy."""
+    num_queries, num_keys = shape
+    if (*shape, window) not in masks:
+        at = torch.arange(num_keys - num_queries, num_keys, device=like.device)[:, None]
+        seen = torch.arange(num_keys, device=like.device)[None, :]
+        hidden = seen > at if window is None else (seen > at) | (seen <= at - window)
+        masks[*shape, window] = torch.zeros(shape, dtype=like.dtype, device=like.device).masked_fill_(
+            hidden, -torch.inf
+        )
+    return masks[*shape, window]
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None, window: int | None) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,14 +121,15 @@ def use_spans(parts: SplitModel) -> bool:
     config = parts.model.config.get_text_config()
     if getattr(config, "attention_chunk_size", None):
         return False
-    trunk, first, second, other = _probe_rows(parts, (9, 5, 8, 14))
-    alone = [torch.cat([trunk, first]), torch.cat([trunk, second]), other]
+    begun, first, second, other = _probe_rows(parts, (9, 5, 8, 14))
+    alone = [torch.cat([begun, first]), torch.cat([begun, second]), other]
     expected = [_states(parts, row, None, None) for row in alone]
-    expected[1] = expected[1][len(trunk) :]
-    ends = [0, len(trunk), len(trunk), 0]
-    pieces = (trunk, first, second, other)
+    expected[1] = expected[1][len(begun) :]
+    ends = [0, len(begun), len(begun), 0]
+    pieces = (begun, first, second, other)
     positions = [torch.arange(len(row), device=row.device) + end for row, end in zip(pieces, ends, strict=True)]
-    spans = Spans.of([(len(trunk), len(first), len(second)), (len(other),)], trunk.device)
+    places = [np.arange(14), np.concatenate([np.arange(9), np.arange(14, 22)]), np.arange(22, 36)]
+    spans = Spans.of(places, [0, 9, 0], begun.device)
     before = config._attn_implementation
     register()
     parts.model.set_attn_implementation(NAME)

@@ -34,7 +34,7 @@ class Model:
     dtype: Auto | Dtype = "auto"
     """Number format of weights and compute. Optimiser state and reductions stay in float32."""
     attn_implementation: Auto | Literal["varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel: `varlen` (rows without padding, a pair's prompt computed once), or one of transformers'."""
+    """Attention kernel: `varlen` (rows without padding, shared beginnings computed once), or one of transformers'."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. It can do anything your user can."""
 
@@ -76,8 +76,8 @@ class Data:
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a longer row. Dropped and truncated rows are counted and reported."""
     packing: Auto | bool = "auto"
-    """Lay rows one after another without padding, attention kept within each; `false` puts rows of like length side by
-    side."""
+    """Lay rows one after another without padding, attention kept within each, what they begin with together computed
+    once; `false` puts rows of like length side by side."""
     train_on: Literal["assistant", "completion", "all"] = "assistant"
     """Tokens with a loss: every assistant turn, the last assistant turn only, or all tokens."""
     chat_template: str = "model"

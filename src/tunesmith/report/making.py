@@ -118,6 +118,8 @@ def _method(found: Findings) -> Pairs:
         ("Peak memory", wording.size(made.peak_memory_bytes)),
         ("Time", duration(made.seconds)),
     ]
+    if made.shared_tokens >= 0.01:
+        facts.append(("Shared beginnings", f"{made.shared_tokens:.0%} of the tokens, computed once"))
     if made.resumed_from_steps:
         facts.append(("Resumed at step", ", ".join(wording.number(step) for step in made.resumed_from_steps)))
     return facts

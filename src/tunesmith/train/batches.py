@@ -5,7 +5,8 @@ Every epoch is a permutation of all sequences, drawn from (seed, epoch). A globa
 to the ranks by length, and each rank's share is cut into micro-batches of bounded size; the sum of losses is the same
 however it is dealt and cut. Three layouts, by what the model's attention can do:
 
-    spans      one row without padding, a preference pair's prompt in it once (`model.attention`)
+    spans      one row without padding; what sequences begin with together lies in it once (`beginnings`,
+               `model.attention`), and rows that share much are dealt and cut together
     positions  one row without padding, told apart by positions that restart (transformers' flash attention)
     padded     rows of like length side by side
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from tunesmith.model.attention import Spans
 from tunesmith.recipe.effects import num_steps, num_training_sequences
 from tunesmith.recipe.schema import Train
 from tunesmith.tokens.shards import Shards
+from tunesmith.train.beginnings import MIN_SHARED, Family, families, in_order, num_common
 
 Rows = npt.NDArray[np.int64]
 Layout = Literal["spans", "positions", "padded"]
@@ -46,8 +49,8 @@ class Batch:
         sequence_N: the sequence each of them belongs to. For preferences, sequence p < P is the chosen answer of pair p
             and P + p the rejected one.
         rows: indices into the shards, (B,) or (P,).
-        num_tokens: real tokens, without padding; a pair's prompt counts twice, as in two sequences.
-        num_computed: positions that go through the model, padding and all; a shared prompt counts once.
+        num_tokens: real tokens of all sequences, without padding; a pair's prompt counts twice.
+        num_computed: positions that go through the model, padding and all; a shared beginning counts once.
         num_pairs: (query, key) pairs of the causal attention.
     """
 
@@ -122,18 +125,21 @@ class Collator:
         for _ in range(max(map(len, bins)) - len(mine)):
             yield self._empty()
 
-    def shares(self, rows: Rows) -> list[Rows]:
-        """Deal rows out to the ranks: each row, longest first, to the rank with the fewest tokens so far."""
-        order = rows[np.argsort(-self.lengths[rows], kind="stable")]
-        if self._num_ranks == 1:
-            return [order]
+    def shares(self, rows: Rows) -> list[list[Family]]:
+        """Deal rows out to the ranks: each family, longest first, to the rank with the fewest tokens so far."""
+        lengths = self.lengths[rows].tolist()
+        if self._layout == "spans":
+            limit = min(self.max_tokens, sum(lengths) // self._num_ranks)
+            dealt = families(rows.tolist(), [self._shards.segment(int(row), 0)[0] for row in rows], lengths, limit)
+        else:
+            dealt = [Family([row], length) for row, length in zip(rows.tolist(), lengths, strict=True)]
+        hands: list[list[Family]] = [[] for _ in range(self._num_ranks)]
         loads = [(0, rank) for rank in range(self._num_ranks)]
-        hands: list[list[int]] = [[] for _ in loads]
-        for row in order:
+        for family in sorted(dealt, key=lambda family: -family.positions):
             load, rank = heapq.heappop(loads)
-            hands[rank].append(int(row))
-            heapq.heappush(loads, (load + int(self.lengths[row]), rank))
-        return [np.array(hand, dtype=np.int64) for hand in hands]
+            hands[rank].append(family)
+            heapq.heappush(loads, (load + family.positions, rank))
+        return hands
 
     def halve(self) -> None:
         """Make micro-batches half as large from now on."""
@@ -149,27 +155,26 @@ class Collator:
         filled = np.searchsorted(np.cumsum(self.lengths[order]), self.max_tokens * self._num_ranks)
         return order[: int(filled) + 1]
 
-    def _cut(self, rows: Rows) -> list[Rows]:
-        """Cut rows, longest first, into pieces of at most `max_tokens`: first fit, so that few are half empty."""
+    def _cut(self, families: list[Family]) -> list[Rows]:
+        """Cut a share, longest first, into pieces of at most `max_tokens`: first fit, so that few are half empty."""
         pieces: list[list[int]] = []
         used: list[int] = []
-        for row in rows:
-            length = int(self.lengths[row])
-            fits = (n for n, tokens in enumerate(used) if self._with(pieces[n], tokens, length) <= self.max_tokens)
+        for family in families:
+            fits = (n for n, taken in enumerate(used) if self._with(pieces[n], taken, family) <= self.max_tokens)
             at = next(fits, None)
             if at is None:
                 pieces.append([])
                 used.append(0)
                 at = len(pieces) - 1
-            used[at] = self._with(pieces[at], used[at], length)
-            pieces[at].append(int(row))
+            used[at] = self._with(pieces[at], used[at], family)
+            pieces[at] += family.rows
         return [np.array(piece, dtype=np.int64) for piece in pieces]
 
-    def _with(self, piece: list[int], tokens: int, length: int) -> int:
-        """Return the positions of a piece when a row is added to it."""
+    def _with(self, piece: list[int], taken: int, family: Family) -> int:
+        """Return the positions of a piece when a family is added to it."""
         if self._layout != "padded":
-            return tokens + length
-        widest = int(self.lengths[piece[0]]) if piece else length
+            return taken + family.positions
+        widest = int(self.lengths[piece[0]]) if piece else family.positions
         return widest * (len(piece) + 1) * self._num_sides
 
     def _sequences(self, row: int) -> Sequences:
@@ -184,50 +189,52 @@ class Collator:
 
     def _collate(self, rows: Rows) -> Batch:
         by_row = [self._sequences(int(row)) for row in rows]
-        shared = [0] * len(rows)
-        if self._layout == "spans" and self._num_sides == 2:
-            shared = [int(self._shards.segment(int(row), 0)[0].size) for row in rows]
-        width = max(len(ids) for row in by_row for ids, _ in row) if self._layout == "padded" else 0
-        parts, groups, begin = [], list[tuple[int, ...]](), 0
-        order = [(n, side) for n in range(len(rows)) for side in range(self._num_sides)]
-        if self._layout == "padded":
-            order.sort(key=lambda at: at[1])  # all chosen, then all rejected: rows of like length side by side
-        for n, side in order:
-            ids, trained = by_row[n][side]
-            skip = shared[n] if side else 0  # the prompt lies with the chosen answer already
-            trunk = begin - len(by_row[n][0][0]) if skip else begin
-            parts.append(_place(ids, trained, skip=skip, begin=begin, trunk=trunk, owner=side * len(rows) + n))
-            begin += width or len(ids) - skip
-        for n, row in enumerate(by_row):
-            whole = [len(ids) for ids, _ in row]
-            groups.append((shared[n], *(length - shared[n] for length in whole)) if shared[n] else tuple(whole[:1]))
-            groups += [(length,) for length in whole[1:] if not shared[n]]
-        return self._batch(rows, parts, groups, width)
+        sequences = [sides[side] for side in range(self._num_sides) for sides in by_row]  # chosen ones first
+        num_all = len(sequences)
+        shared, order = [0] * num_all, list(range(num_all))
+        if self._layout == "spans":
+            order = in_order([ids for ids, _ in sequences])
+            for before, n in pairwise(order):
+                common = num_common(sequences[before][0], sequences[n][0])
+                shared[n] = common if common >= MIN_SHARED else 0
+        elif self._layout == "positions":  # a pair's answers side by side
+            order = [side * len(rows) + n for n in range(len(rows)) for side in range(self._num_sides)]
+        width = max(len(ids) for ids, _ in sequences) if self._layout == "padded" else 0
+        placed, begin = list[_Placed](), 0
+        for n in order:
+            ids, trained = sequences[n]
+            before_it = placed[-1].places[: shared[n]] if shared[n] else np.zeros(0, dtype=np.int64)
+            places = np.concatenate([before_it, np.arange(begin, begin + len(ids) - shared[n])])
+            placed.append(_Placed(n, ids.astype(np.int64), trained, places, shared[n]))
+            begin += width or len(ids) - shared[n]
+        return self._batch(rows, placed, begin, width)
 
-    def _batch(self, rows: Rows, parts: list[_Placed], groups: list[tuple[int, ...]], width: int) -> Batch:
-        packed = self._layout != "padded"
-        total = (parts[-1].begin + len(parts[-1].ids)) if packed else width * len(parts)
+    def _batch(self, rows: Rows, placed: list[_Placed], total: int, width: int) -> Batch:
         flat, positions = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-        for part in parts:
-            flat[part.begin : part.begin + len(part.ids)] = part.ids
-            positions[part.begin : part.begin + len(part.ids)] = np.arange(part.skip, part.skip + len(part.ids))
-        owners = [np.full(len(part.select), part.owner, dtype=np.int64) for part in parts]
-        lengths = [part.skip + len(part.ids) for part in parts]
-        shape = (1, -1) if packed else (len(parts), width)
+        select, targets, owners = list[Rows](), list[Rows](), list[Rows]()
+        for one in placed:
+            flat[one.places[one.shared :]] = one.ids[one.shared :]
+            positions[one.places[one.shared :]] = np.arange(one.shared, len(one.ids))
+            predicted = np.flatnonzero(one.trained[1:])  # the token at t + 1 is predicted at t; the first one never is
+            select.append(one.places[predicted])
+            targets.append(one.ids[1:][predicted])
+            owners.append(np.full(len(predicted), one.owner, dtype=np.int64))
+        lengths, skips = [len(one.ids) for one in placed], [one.shared for one in placed]
+        packed = self._layout != "padded"
+        shape = (1, -1) if packed else (len(placed), width)
+        spans = Spans.of([one.places for one in placed], skips, self._device) if self._layout == "spans" else None
         return Batch(
             ids_BT=self._tensor(flat).view(shape),
             positions_BT=self._tensor(positions).view(shape) if packed else None,
-            spans=Spans.of(groups, self._device) if self._layout == "spans" else None,
-            select_N=self._tensor(np.concatenate([part.select for part in parts])),
-            targets_N=self._tensor(np.concatenate([part.targets for part in parts])),
+            spans=spans,
+            select_N=self._tensor(np.concatenate(select)),
+            targets_N=self._tensor(np.concatenate(targets)),
             sequence_N=self._tensor(np.concatenate(owners)),
-            num_sequences=len(parts),
+            num_sequences=len(placed),
             rows=rows,
             num_tokens=sum(lengths),
             num_computed=total,
-            num_pairs=sum(
-                (n * (n + 1) - part.skip * (part.skip + 1)) // 2 for n, part in zip(lengths, parts, strict=True)
-            ),
+            num_pairs=sum((n * (n + 1) - skip * (skip + 1)) // 2 for n, skip in zip(lengths, skips, strict=True)),
         )
 
     def _empty(self) -> Batch:
@@ -235,7 +242,7 @@ class Collator:
         nothing = self._tensor(np.zeros(0, dtype=np.int64))
         one = self._tensor(np.zeros(1, dtype=np.int64)).view(1, 1)
         packed = self._layout != "padded"
-        spans = Spans.of([(1,)], self._device) if self._layout == "spans" else None
+        spans = Spans.of([np.zeros(1, dtype=np.int64)], [0], self._device) if self._layout == "spans" else None
         rows = np.zeros(0, dtype=np.int64)
         return Batch(one, one if packed else None, spans, nothing, nothing, nothing, 0, rows, 0, 0, 0)
 
@@ -245,28 +252,18 @@ class Collator:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A sequence where it lies in the flattened micro-batch; its first `skip` tokens lie elsewhere already."""
+    """A sequence, and where each of its tokens lies in the flattened micro-batch.
 
-    ids: npt.NDArray[np.int64]
-    begin: int
-    skip: int
-    select: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
-    owner: int
-
-
-def _place(
-    ids: npt.NDArray[np.uint32], trained: npt.NDArray[np.bool_], *, skip: int, begin: int, trunk: int, owner: int
-) -> _Placed:
-    """Find what a sequence predicts: the token at t + 1 is predicted at t; the first one never is.
-
-    Args:
-        trunk: where its first `skip` tokens lie.
+    Attributes:
+        owner: which sequence of the micro-batch it is.
+        shared: how many of its first tokens lie there for an earlier sequence already.
     """
-    predicted = np.flatnonzero(trained[1:])
-    select = np.where(predicted < skip, trunk + predicted, begin + predicted - skip)
-    targets = ids[1:][predicted].astype(np.int64)
-    return _Placed(ids[skip:].astype(np.int64), begin, skip, select, targets, owner)
+
+    owner: int
+    ids: Rows
+    trained: npt.NDArray[np.bool_]
+    places: Rows
+    shared: int
 
 
 def _row_lengths(shards: Shards, *, shared: bool, padded: bool) -> npt.NDArray[np.int64]:
@@ -277,4 +274,5 @@ def _row_lengths(shards: Shards, *, shared: bool, padded: bool) -> npt.NDArray[n
     prompt, answers = lengths[:, 0], lengths[:, 1:]
     if padded:
         return np.asarray(prompt + answers.max(axis=1))
-    return np.asarray(prompt * (1 if shared else 2) + answers.sum(axis=1))
+    once = shared & (prompt >= MIN_SHARED)
+    return np.asarray(prompt * np.where(once, 1, 2) + answers.sum(axis=1))

@@ -27,8 +27,13 @@ class Counts:
 
     tokens: float = 0.0  # of sequences, without padding
     trained: float = 0.0  # with a loss
-    computed: float = 0.0  # positions; padding counts, a shared prompt counts once
+    computed: float = 0.0  # positions; padding counts, a shared beginning counts once
     pairs: float = 0.0  # (query, key)
+
+    @property
+    def shared(self) -> float:
+        """The share of the tokens that needed no computing, as they lay in a beginning that was there already."""
+        return max(0.0, 1.0 - self.computed / max(1.0, self.tokens))
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -108,6 +113,7 @@ class Meter:
             "train/tokens_per_second": since.tokens / elapsed,
             "train/trained_tokens_per_second": since.trained / elapsed,
             "train/mfu": reached / self._peak,
+            "train/shared_tokens": since.shared,
         }
 
 

@@ -299,6 +299,7 @@ def _record(setting: Setting, job: Job, state: State) -> Checkpoint:
         seconds=round(state.seconds, 3),
         resumed_from_steps=tuple(state.resumed_from_steps),
         num_ranks=job.world.size,
+        shared_tokens=round(state.counts.shared, 4),
         events=tuple(state.events),
     )
 

@@ -13,6 +13,7 @@ from tests import tiny  # noqa: E402
 from tunesmith.recipe.schema import Train  # noqa: E402
 from tunesmith.tokens.shards import Shards  # noqa: E402
 from tunesmith.train.batches import Collator, Layout, Stream, num_steps  # noqa: E402
+from tunesmith.train.beginnings import MIN_SHARED  # noqa: E402
 from tunesmith.train.optim import learning_rate, warmup_steps  # noqa: E402
 
 
@@ -36,13 +37,14 @@ def test_max_steps_ends_earlier_only() -> None:
     assert num_steps(Train(num_train_epochs=0.01, global_batch_size=16), 3) == 1
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 @pytest.mark.parametrize("layout", ["spans", "positions", "padded"])
 @pytest.mark.parametrize("segments", [1, 3])
 def test_micro_batches_hold_every_token_of_every_row(
-    tmp_path: Path, segments: int, layout: Layout, num_ranks: int
+    tmp_path: Path, segments: int, layout: Layout, num_ranks: int, shared: bool
 ) -> None:
-    tiny.write_rows(tmp_path / "shards", num_rows=9, segments=segments)
+    tiny.write_rows(tmp_path / "shards", num_rows=9, segments=segments, shared=shared)
     shards = Shards(tmp_path / "shards")
     rows = np.array([8, 1, 5, 0, 7, 2])
     cpu = torch.device("cpu")
@@ -71,11 +73,14 @@ def test_micro_batches_hold_every_token_of_every_row(
             mine = batch.sequence_N == number
             assert batch.targets_N[mine].tolist() == ids[1:][trained[1:]].tolist()
             assert flat[batch.select_N[mine]].tolist() == ids[:-1][trained[1:]].tolist()
-    shared = 0
-    if segments == 3 and layout == "spans":
-        shared = sum(len(shards.segment(int(row), 0)[0]) for row in rows)
-    if layout != "padded":
-        assert sum(batch.num_computed for batch in batches) == sum(batch.num_tokens for batch in batches) - shared
+    computed, tokens = (sum(getattr(batch, name) for batch in batches) for name in ("num_computed", "num_tokens"))
+    if layout == "positions":
+        assert computed == tokens
+    elif layout == "spans":
+        prompts = [len(shards.segment(int(row), 0)[0]) for row in rows] if segments == 3 else []
+        alone = tokens - sum(length for length in prompts if length >= MIN_SHARED)
+        assert computed <= alone if shared else computed == alone
+        assert computed < alone or not shared or num_ranks > 1
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
@@ -94,8 +99,8 @@ def test_ranks_get_about_the_same_work(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "shards")
     collator = Collator(shards, "spans", max_tokens=200, device=torch.device("cpu"), num_ranks=4)
     shares = collator.shares(np.arange(64))
-    assert sorted(np.concatenate(shares).tolist()) == list(range(64))
-    loads = [int(collator.lengths[share].sum()) for share in shares]
+    assert sorted(row for share in shares for family in share for row in family.rows) == list(range(64))
+    loads = [sum(family.positions for family in share) for share in shares]
     assert max(loads) - min(loads) <= 5
 
 
