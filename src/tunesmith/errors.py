@@ -4,7 +4,7 @@ TunesmithError                     what went wrong · where · what to do
 ├── UsageError            exit 2   the command line is wrong
 ├── RecipeError           exit 2   the recipe is wrong; carries every problem found, not the first only
 ├── DataError             exit 3   rows, sources, templates; preflight refused to train
-├── EnvironmentProblem    exit 4   an extra, a program, a device or a credential is missing
+├── EnvironmentProblem    exit 4   an extra, a program, a device, a credential or room on the disk is missing
 ├── StageError            exit 5   a stage could not do its work
 │   ├── ModelError                 a checkpoint is missing, broken or of an unknown shape
 │   ├── TrainError                 the loss is not finite, memory ran out, a checkpoint cannot be used
@@ -18,10 +18,12 @@ TunesmithError                     what went wrong · where · what to do
 ├── GateFailed            exit 6   every stage ran; a rule of `gate` does not hold
 └── Interrupted           exit 75  stopped by a signal; the same command continues the run
 
-Exit 0 is success, 1 is a bug of ours (please report it).
+Exit 0 is success, 1 is a bug of ours (please report it), 141 that whoever read the output has gone (`| head`).
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class TunesmithError(Exception):
@@ -128,6 +130,36 @@ class GateFailed(TunesmithError):
 
 class Interrupted(TunesmithError):
     exit_code = 75
+
+
+_TO_DO = {
+    errno.ENOSPC: "make room on the disk, and give the same command again",
+    errno.EDQUOT: "make room within your quota, and give the same command again",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "name a place that you may read and write, or change its permissions",
+    errno.EPERM: "name a place that you may read and write, or change its permissions",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "check the path: this is no directory",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk, and give the same command again",
+    errno.ESTALE: "check the network file system, and give the same command again",
+}
+
+
+def refused_by_the_machine(error: OSError) -> EnvironmentProblem | None:
+    """Return what the operating system would not do (a full disk, a place that is read-only) as an error that is told.
+
+    None for what says nothing about a disk or a file: that may be a bug of ours.
+    """
+    about_a_file = error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+    if error.errno not in _TO_DO or not about_a_file:
+        return None
+    what = str(error.strerror or error)
+    where = "" if error.filename is None else str(error.filename)
+    return EnvironmentProblem(what[:1].lower() + what[1:], where=where, do=_TO_DO[error.errno])
 
 
 def missing_extra(package: str, extra: str, *, needed_for: str) -> EnvironmentProblem:

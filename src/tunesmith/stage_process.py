@@ -33,14 +33,18 @@ _TELLING_SECONDS = 2.0  # from the end of a rank to the error it leaves
 
 
 def raise_on_signals() -> None:
-    """Turn SIGTERM and SIGUSR1 into `Interrupted` in the main thread; SIGINT already is KeyboardInterrupt."""
+    """Turn SIGTERM, SIGUSR1 and SIGHUP into `Interrupted` in the main thread; SIGINT already is KeyboardInterrupt.
+
+    SIGHUP comes when a terminal is closed; `nohup` has it ignored, which stays so.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         raise Interrupted(f"stopped by {name}", do="the same command goes on where this run stopped")
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def run(stage: str, run_dir: RunDir, kind: type[Record], *, num_processes: int = 1) -> Record:

@@ -180,7 +180,7 @@ VERBS = (
 )
 
 EXIT_CODES = """exit codes
-  0  done                          4  an extra, a device or a credential is missing
+  0  done                          4  an extra, a device, a credential or disk space is missing
   1  a bug of tunesmith's          5  a stage could not do its work
   2  the command or the recipe     6  every stage ran; the gate says no
   3  the data                     75  stopped by a signal; the same command goes on"""
@@ -230,6 +230,17 @@ def _module(verb: Verb) -> ModuleType:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _unheard()
+    except OSError as error:
+        return _refused(error)
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -268,8 +279,9 @@ def _guarded(verb: Verb, args: argparse.Namespace) -> int:
         print("\nstopped", file=sys.stderr)
         return 75
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        raise
+    except OSError as error:
+        return _refused(error, as_json=getattr(args, "json", False))
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, not dumped on the user
         return _bug(error)
 
@@ -287,6 +299,25 @@ def _complain(error: Exception, *, as_json: bool) -> None:
         print(json.dumps({"ok": False, "exit_code": error.exit_code, "problems": listed}, indent=2, ensure_ascii=False))
     red, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}error:{reset} {redact(error.render())}", file=sys.stderr)
+
+
+def _unheard() -> int:
+    """End quietly: whoever read the output has gone. Says so as every program does that SIGPIPE ends."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what waits in the buffer is written when Python ends
+    return 141
+
+
+def _refused(error: OSError, *, as_json: bool = False) -> int:
+    """Tell what the operating system would not do; anything else is a bug."""
+    from tunesmith.errors import refused_by_the_machine
+
+    problem = refused_by_the_machine(error)
+    if problem is None:
+        return _bug(error)
+    _complain(problem, as_json=as_json)
+    return problem.exit_code
 
 
 def _bug(error: Exception) -> int:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
+_NOT_TEXT = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")  # to one reader of YAML or another
+
 _TEMPLATE = """\
 # yaml-language-server: $schema=recipe.schema.json   (tunesmith schema > recipe.schema.json: your editor completes keys)
 # Every key, with its default: docs/recipe.md. Find mistakes with `tunesmith check`, look ahead with `tunesmith plan`.
@@ -35,7 +41,7 @@ bench:
   targets: {{ttft_p95_ms: 500, e2e_p95_ms: 2000}}
 
 # gate:
-#   - improved(evaluate.text.rouge_l)
+#   - improved(evaluate.text.rougeL)
 #   - bench.c8.ttft_p95_ms < 500
 
 publish:
@@ -48,4 +54,16 @@ track: []                    # tensorboard, mlflow, wandb
 def first_recipe(name: str, model: str, data: str, objective: str) -> str:
     """Return a commented recipe that runs as it is once its model and data exist."""
     learning_rate = "5.0e-6" if objective == "dpo" else "2.0e-4"
-    return _TEMPLATE.format(name=name, model=model, data=data, objective=objective, learning_rate=learning_rate)
+    settings = {"name": _scalar(name), "model": _scalar(model), "data": _scalar(data)}
+    return _TEMPLATE.format(**settings, objective=objective, learning_rate=learning_rate)
+
+
+def name_from(file_stem: str) -> str:
+    """Return a recipe's name made of a file's: what a name cannot hold becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", file_stem).strip("-._")[:64] or "my-model"
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML reads it back: quoted where it could be taken for something else."""
+    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT
+    return text if is_plain else json.dumps(text, ensure_ascii=False)

@@ -23,18 +23,25 @@ def add_arguments_init(parser: argparse.ArgumentParser) -> None:
 
 
 def run_init(args: argparse.Namespace) -> int:
+    import re
+    import shlex
     from pathlib import Path
 
-    from tunesmith.cli.first_recipe import first_recipe
+    from tunesmith.cli.first_recipe import first_recipe, name_from
     from tunesmith.errors import UsageError
+    from tunesmith.recipe.schema import NAME_PATTERN
     from tunesmith.store.files import write_text
 
     path = Path(args.recipe)
     if path.exists():
         raise UsageError(f"{path} exists already", do="name another file")
-    name = args.name or path.stem
+    name = args.name or name_from(path.stem)
+    if not re.fullmatch(NAME_PATTERN, name):
+        do = f"letters, digits, dots, hyphens and underscores, 64 at most: --name {name_from(name)}"
+        raise UsageError(f"{name!r} cannot be the name of a recipe", do=do)
     write_text(path, first_recipe(name, args.model, args.data, args.objective))
-    print(f"wrote {path}\nnext: tunesmith check {path}; tunesmith plan {path}; tunesmith run {path}")
+    quoted = shlex.quote(str(path))
+    print(f"wrote {path}\nnext: tunesmith check {quoted}; tunesmith plan {quoted}; tunesmith run {quoted}")
     return 0
 
 

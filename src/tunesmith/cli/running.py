@@ -66,7 +66,7 @@ def add_arguments_stage(parser: argparse.ArgumentParser) -> None:
 def run_stage(args: argparse.Namespace) -> int:
     """Run one stage in this process, from the run's own resolved recipe."""
     from tunesmith import pipeline, stage_process, summary
-    from tunesmith.errors import TunesmithError
+    from tunesmith.errors import TunesmithError, refused_by_the_machine
     from tunesmith.process import die_with_parent
     from tunesmith.store.run_dir import find_run
 
@@ -81,6 +81,11 @@ def run_stage(args: argparse.Namespace) -> int:
             record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
         except TunesmithError as error:
             return stage_process.leave_error(args.stage, run_dir, error)
+        except OSError as error:
+            problem = refused_by_the_machine(error)
+            if problem is None:
+                raise
+            return stage_process.leave_error(args.stage, run_dir, problem)
         if stage_process.is_first_rank():
             run_dir.save(record)
             stage_process.forget_error(args.stage, run_dir)

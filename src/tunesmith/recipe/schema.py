@@ -21,6 +21,7 @@ Fraction = Annotated[float, Bound(minimum=0.0, maximum=1.0)]
 
 RowFormat = Literal["messages", "sharegpt", "prompt_completion", "instruction", "preference", "chatgpt_export"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @frozen
@@ -509,7 +510,7 @@ class Track:
 class Recipe:
     """One recipe. Sections stand in the order in which they run."""
 
-    name: Annotated[str, Bound(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
+    name: Annotated[str, Bound(pattern=NAME_PATTERN)]
     """Names the run directory, the experiment and the published model."""
     model: Annotated[Model, Shorthand("name_or_path")]
     data: Data = field(default_factory=Data)

@@ -37,7 +37,11 @@ def write_json(path: Path, document: Any) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, it becomes `path`; otherwise it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # not a name that nobody has seen
+        raise
     os.close(handle)
     temporary = Path(name)
     try:

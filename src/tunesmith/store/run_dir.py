@@ -225,7 +225,7 @@ class RunDir:
         with self.lock.open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 do = "wait for it, stop it, or start another run with --new"
                 raise UsageError("another process is working in this run", where=str(self.path), do=do) from None
             yield

@@ -5,6 +5,7 @@ Progress goes to stderr, results to stdout. `Console` is the only writer of eith
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -20,10 +21,11 @@ def is_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """Print one line about what is happening."""
+    """Print one line about what is happening. When nobody listens any more (a pipe, a terminal that is gone), go on."""
     from tunesmith.recipe.environment import redact
 
-    print(redact(text), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(redact(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from tunesmith.errors import Interrupted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
-    """Takes over SIGTERM, SIGUSR1 and SIGINT while the block runs.
+    """Takes over SIGTERM, SIGUSR1, SIGINT and SIGHUP while the block runs; a SIGHUP that is ignored (nohup) stays so.
 
     Attributes:
         requested: name of the signal that came, or None.
@@ -35,7 +35,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._take) for number in _SIGNALS}
+            ignored = [n for n in (signal.SIGHUP,) if signal.getsignal(n) == signal.SIG_IGN]
+            self._previous = {n: signal.signal(n, self._take) for n in _SIGNALS if n not in ignored}
         return self
 
     def __exit__(

@@ -1,0 +1,106 @@
+"""What happens around every verb: closed pipes, full disks, places that cannot be written, names that YAML mistakes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tunesmith import stage_process
+from tunesmith.cli.app import main
+from tunesmith.cli.first_recipe import name_from
+from tunesmith.errors import Interrupted
+from tunesmith.recipe.load import load
+from tunesmith.track import console
+from tunesmith.train.stop import StopSignals
+
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-m", "tunesmith"]
+QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", QUICKSTART], ["schema"]])
+def test_a_reader_that_has_gone_ends_it_quietly(arguments: list[str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([*COMMAND, *arguments], stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--help"], ["check", QUICKSTART]])
+def test_a_full_disk_is_no_bug_of_ours(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: no space left on device\n  → make room on the disk"), done.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    model = ["--set", f"model.name_or_path={ROOT}/quickstart/base"]
+    data = ["--set", f"data.train=[{ROOT}/quickstart/data/train.jsonl]"]
+    setting = [*model, *data, "--set", f"output_dir={tmp_path}/file/outputs", "--until", "data"]
+    for arguments in (["run", QUICKSTART, *setting], ["init", f"{tmp_path}/file/x.yaml"]):
+        assert main(arguments) == 4
+        told = capsys.readouterr().err
+        assert "a bug" not in told and f"{tmp_path}/file" in told and ".tmp" not in told
+
+
+def test_what_is_said_to_nobody_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        console.say("step 1")
+        console.warn("step 2")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())  # what is left in the buffer
+
+
+@pytest.mark.parametrize("name", ["123.yaml", "true.yaml", "neu ä.yaml", "a: b # c.yaml", "-.yaml", "x" * 90])
+def test_a_first_recipe_can_be_read_whatever_its_file_is_called(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert main(["init", str(path), "--model", "1e5", "--data", "*.jsonl"]) == 0
+    recipe = load(str(path)).recipe
+    assert (recipe.name, recipe.model.name_or_path) == (name_from(path.stem), "1e5")
+    assert recipe.data.train[0].path == "*.jsonl"
+
+
+def test_a_name_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "x.yaml"), "--name", "two words"]) == 2
+    assert "--name two-words" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_terminal_that_is_closed_stops_in_order(handlers: None) -> None:
+    stage_process.raise_on_signals()
+    with pytest.raises(Interrupted, match="SIGHUP"):
+        os.kill(os.getpid(), signal.SIGHUP)
+    with StopSignals() as stop, stop.noted():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested == "SIGHUP" and stop.agreed
+
+
+def test_nohup_stays_in_force(handlers: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stage_process.raise_on_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
