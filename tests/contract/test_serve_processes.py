@@ -124,6 +124,13 @@ def test_a_taken_port_is_an_error_that_says_so(tmp_path: Path) -> None:
             start(Scripted(HEALTHY), tmp_path, port=holder.getsockname()[1])
 
 
+@pytest.mark.parametrize(("host", "port"), [("203.0.113.9", 0), ("203.0.113.9", 8000), ("no such host", 0)])
+def test_an_address_of_somebody_else_is_an_error_that_says_so(tmp_path: Path, host: str, port: int) -> None:
+    with pytest.raises(ServeError, match="nothing can listen here") as told:
+        start(Scripted(HEALTHY), tmp_path, port=port, host=host)
+    assert told.value.where.startswith(host) and "127.0.0.1" in told.value.do
+
+
 def test_another_server_on_the_port_is_not_taken_for_ours(tmp_path: Path) -> None:
     other = process.start(
         Scripted(HEALTHY + "server.serve_forever()"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from tunesmith.cli import arguments
+
 if TYPE_CHECKING:
     import argparse
 
@@ -16,7 +18,7 @@ def add_arguments_data(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print rows as tokens: trained, context, cut")
     show.add_argument("recipe", help="the recipe file")
     show.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
-    show.add_argument("-n", "--rows", type=int, default=3, help="how many rows (default: 3)")
+    show.add_argument("-n", "--rows", type=arguments.above_zero, default=3, help="how many rows (default: 3)")
     show.add_argument("--split", choices=("train", "validation"), default="train", help="which rows (default: train)")
     convert = actions.add_parser("convert", help="turn any known row format into messages JSONL")
     convert.add_argument("files", nargs="+", metavar="FILE", help="files, directories or globs")

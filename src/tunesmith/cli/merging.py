@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.cli import arguments
+
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
@@ -18,7 +20,12 @@ def add_arguments_merge(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="the directory to make")
     parser.add_argument(
-        "--weight", metavar="W", type=float, action="append", default=[], help="of each adapter, in their order"
+        "--weight",
+        metavar="W",
+        type=arguments.finite,
+        action="append",
+        default=[],
+        help="of each adapter, in their order",
     )
     parser.add_argument(
         "--combination",

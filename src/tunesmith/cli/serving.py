@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunesmith.cli import arguments
+
 if TYPE_CHECKING:
     import argparse
 
@@ -22,7 +24,9 @@ vLLM serves where the run's recipe chose it, our own server elsewhere: /v1/chat/
     _add_run(parser)
     parser.add_argument("--base", action="store_true", help="serve the run's base model, not the tuned one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--port", type=arguments.port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
+    )
 
 
 def run_serve(args: argparse.Namespace) -> int:

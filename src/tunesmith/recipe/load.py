@@ -255,7 +255,10 @@ def _apply_setting(document: dict[str, Any], marks: Marks, setting: str) -> None
     if isinstance(last, int) and not last < len(node):
         raise UsageError(f"--set {setting!r}: `{key_path(path)}` has {len(node)} entries", do="count from 0")
     node[last] = value
-    marks[(*path, last)] = f"--set {key}"
+    place = (*path, last)
+    for replaced in [mark for mark in marks if mark[: len(place)] == place]:
+        del marks[replaced]
+    marks[place] = f"--set {key}"
 
 
 def _step_into(node: Any, part: str, path: KeyPath, setting: str) -> tuple[Any, KeyPath]:

@@ -8,6 +8,7 @@ that lives on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -105,9 +106,8 @@ def _start_once(
     engine: Engine, model: ServedModel, log: Path, address: tuple[str, int], timeout_seconds: float
 ) -> ServerProcess:
     host, port = address
-    if not _is_free(host, port):
-        do = "stop what listens there, or choose another port (serve.port: auto takes a free one)"
-        raise _PortTaken("the port is in use", where=f"{host}:{port}", do=do)
+    with _probe(host, port):
+        pass
     command = engine.command(model, host, port)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -188,22 +188,24 @@ def _free_port(host: str) -> int:
         return int(listener.getsockname()[1])
 
 
-def _is_free(host: str, port: int) -> bool:
-    try:
-        with _probe(host, port):
-            return True
-    except OSError:
-        return False
-
-
 def _probe(host: str, port: int) -> socket.socket:
+    """Take an address, to see whether it can be had.
+
+    Raises:
+        _PortTaken: somebody listens there.
+        ServeError: nobody can listen there: not an address of this machine, or a port that is not for everyone.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     # A port that waits out its last connections counts as free.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        if error.errno == errno.EADDRINUSE:
+            do = "stop what listens there, or choose another port (serve.port: auto takes a free one)"
+            raise _PortTaken("the port is in use", where=f"{host}:{port}", do=do) from None
+        do = "choose an address of this machine (127.0.0.1, 0.0.0.0) and a port above 1023"
+        raise ServeError(f"nothing can listen here: {error.strerror}", where=f"{host}:{port}", do=do) from None
     return listener

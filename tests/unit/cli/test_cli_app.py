@@ -78,6 +78,28 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--name two-words" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serve", "x", "--port", "65536"], "'65536' is not a port: 0 to 65535"),
+        (["serve", "x", "--port", "-1"], "'-1' is not a port: 0 to 65535"),
+        (["data", "show", QUICKSTART, "-n", "-3"], "'-3' is not a whole number above 0"),
+        (["merge", "--adapter", "x", "--out", "y", "--weight", "nan"], "'nan' is not a number"),
+        (
+            ["bench", "x", "--set", "concurrency=0"],
+            "--set bench.concurrency: `bench.concurrency[0]` must be at least 1",
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] == "bench":
+        arguments = ["bench", str(ROOT / "quickstart/base"), *arguments[2:]]
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
