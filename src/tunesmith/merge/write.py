@@ -6,19 +6,19 @@ A directory that is being written remembers its finished files in `progress.json
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tunesmith.hardware import num_cpus
 from tunesmith.merge.fold import Block, Folding, Scratch
 from tunesmith.merge.plan import Operation
+from tunesmith.merge.ring import Output, Ring
 from tunesmith.model.headers import INDEX
 from tunesmith.model.weights import Planned, header_of, plan_shards, shard_names
 from tunesmith.store import files
@@ -26,8 +26,6 @@ from tunesmith.store import files
 PROGRESS = "progress.json"
 
 _MOST_WORKERS = 8  # hashing one file is a chain: more would wait for it
-_BLOCKS_AHEAD = 3  # for each worker
-_WRITEBACK_BYTES = 64 << 20
 
 
 def write_weights(
@@ -86,39 +84,41 @@ def _write_file(
     advance: Callable[[int], None],
 ) -> str:
     def blocks() -> Iterator[Block]:
+        yield _constant(header_of(tensors))
         for tensor in tensors:
             yield from folding.blocks(operations[tensor.name])
             advance(1)
 
-    with path.open("wb", buffering=0) as file:
-        writing = _Writing(file.fileno(), header_of(tensors), blocks())
-        digest = writing.run()
-        os.fsync(file.fileno())
-    return digest
+    sizes = (block.num_bytes for tensor in tensors for block in folding.blocks(operations[tensor.name]))
+    output = Output(path)
+    try:
+        return _Writing(output, blocks(), Ring(max(sizes, default=0))).run()
+    finally:
+        output.close()
+
+
+def _constant(content: bytes) -> Block:
+    def fill(_: Scratch, target: Tensor) -> None:
+        target.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+    return Block(len(content), fill)
 
 
 class _Writing:
     """One file in the making.
 
-    A worker makes a block and writes it at its place; hashing is a chain, which goes on with whichever worker brings
-    the next block.
+    Workers make blocks, each in its place in a ring of memory. Hashing is a chain, which goes on with whichever worker
+    brings the next block. One more thread, which mostly waits for the disk, writes what is hashed.
     """
 
-    def __init__(self, descriptor: int, header: bytes, blocks: Iterator[Block]) -> None:
-        self._descriptor = descriptor
-        self._digest = hashlib.sha256(header)
-        _write_at(descriptor, memoryview(header), 0)
-        self._blocks, self._offset, self._num_begun = blocks, len(header), 0
-        self._num_workers = min(num_cpus(), _MOST_WORKERS)
-        num_scratches = self._num_workers * _BLOCKS_AHEAD
-        self._scratches = [Scratch() for _ in range(num_scratches)]
-        self._room = threading.Semaphore(num_scratches)
-        self._begin_lock, self._hash_lock = threading.Lock(), threading.Lock()
-        self._made: dict[int, tuple[memoryview, Scratch]] = {}
-        self._num_hashed, self._is_hashing = 0, False
-        self._writeback_offset, self._num_waiting = 0, len(header)
+    def __init__(self, output: Output, blocks: Iterator[Block], ring: Ring) -> None:
+        self._output, self._blocks, self._ring = output, blocks, ring
+        self._digest = hashlib.sha256()
+        self._made: dict[int, int] = {}  # ends of blocks by their beginnings, until they are hashed
+        self._num_begun = self._num_hashed = self._num_written = 0  # bytes
+        self._is_hashing = self._are_all_begun = self._is_stopping = False
         self._failures: list[BaseException] = []
-        self._is_stopping = threading.Event()
+        self._changed = threading.Condition()
 
     def run(self) -> str:
         """Write everything. Returns the SHA-256.
@@ -126,91 +126,109 @@ class _Writing:
         Raises:
             Exception: what the first block that failed raised.
         """
-        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._num_workers)]
+        work = [self._make] * min(num_cpus(), _MOST_WORKERS)
+        threads = [threading.Thread(target=self._attempt, args=(part,), daemon=True) for part in (*work, self._write)]
         with _one_thread_each():
-            for worker in workers:
-                worker.start()
+            for thread in threads:
+                thread.start()
             try:
-                for worker in workers:
-                    while worker.is_alive():
-                        worker.join(0.2)  # short, so that signals come through
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(0.2)  # short, so that signals come through
             finally:
                 self._stop()
-                for worker in workers:
-                    worker.join()
+                for thread in threads:
+                    thread.join()
         if self._failures:
             raise self._failures[0]
         return self._digest.hexdigest()
 
-    def _stop(self) -> None:
-        self._is_stopping.set()
-        self._room.release(self._num_workers)
-
-    def _work(self) -> None:
+    def _attempt(self, part: Callable[[], None]) -> None:
         try:
-            while (begun := self._begin()) is not None:
-                number, offset, block, scratch = begun
-                content = block.make(scratch)
-                assert len(content) == block.num_bytes
-                _write_at(self._descriptor, content, offset)
-                self._hash(number, content, scratch)
+            part()
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             self._failures.append(error)
             self._stop()
 
-    def _begin(self) -> tuple[int, int, Block, Scratch] | None:
-        """Return the next block with its number and place, or None when there is none (any more)."""
-        self._room.acquire()
-        with self._begin_lock:
-            block = None if self._is_stopping.is_set() else next(self._blocks, None)
-            if block is None:
-                self._room.release()
-                return None
-            number, offset = self._num_begun, self._offset
-            self._num_begun, self._offset = number + 1, offset + block.num_bytes
-            return number, offset, block, self._scratches.pop()
+    def _stop(self) -> None:
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
 
-    def _hash(self, number: int, content: memoryview, scratch: Scratch) -> None:
+    def _make(self) -> None:
+        scratch = Scratch()
+        while (begun := self._begin()) is not None:
+            begin, block = begun
+            end = begin + block.num_bytes
+            place = self._ring.whole(begin, end)
+            if place is not None:
+                block.make(scratch, place)
+            else:
+                apart = scratch.take("apart", block.num_bytes, torch.uint8)
+                block.make(scratch, apart)
+                self._ring.fill(begin, apart)
+            del block  # what the tensor's blocks share is let go of with the last one
+            self._hash(begin, end)
+
+    def _begin(self) -> tuple[int, Block] | None:
+        """Return the next block and its offset in the file when there is room for it; None when there is no more."""
+        with self._changed:
+            block = None if self._is_stopping else next((b for b in self._blocks if b.num_bytes), None)
+            if block is None:
+                self._are_all_begun = True
+                self._changed.notify_all()
+                return None
+            begin = self._num_begun
+            self._num_begun = end = begin + block.num_bytes
+            while end - self._num_written > self._ring.num_bytes and not self._is_stopping:
+                self._changed.wait()
+            return None if self._is_stopping else (begin, block)
+
+    def _hash(self, begin: int, end: int) -> None:
         """Hash a block and those behind it that are made, unless its turn has not come or another thread does so."""
-        with self._hash_lock:
-            self._made[number] = (content, scratch)
+        with self._changed:
+            self._made[begin] = end
             if self._is_hashing:
                 return
             self._is_hashing = True
         while True:
-            with self._hash_lock:
-                found = self._made.pop(self._num_hashed, None)
+            with self._changed:
+                begin = self._num_hashed
+                found = self._made.pop(begin, None)
                 if found is None:
                     self._is_hashing = False
                     return
-                self._num_hashed += 1
-            self._digest.update(found[0])
-            self._begin_writeback(len(found[0]))
-            found[1].let_go()
-            self._scratches.append(found[1])
-            self._room.release()
+            for view in self._ring.views(begin, found):
+                self._digest.update(view)
+            with self._changed:
+                self._num_hashed = found
+                self._changed.notify_all()
 
-    def _begin_writeback(self, num_bytes: int) -> None:
-        """Let the disk begin with what is written and hashed, so that little is left when the file is flushed."""
-        self._num_waiting += num_bytes
-        if self._num_waiting >= _WRITEBACK_BYTES:
-            _start_writeback(self._descriptor, self._writeback_offset, self._num_waiting)
-            self._writeback_offset += self._num_waiting
-            self._num_waiting = 0
+    def _write(self) -> None:
+        """Write pieces as they are hashed, and the rest at the end."""
+        piece_bytes = self._ring.piece_bytes
+        while True:
+            with self._changed:
+                while not (self._is_stopping or self._is_complete() or self._num_waiting() >= piece_bytes):
+                    self._changed.wait()
+                if self._is_stopping:
+                    return
+                begin, num_bytes = self._num_written, self._num_waiting()
+            if num_bytes < piece_bytes:
+                break
+            (piece,) = self._ring.views(begin, begin + piece_bytes)
+            self._output.write(piece)
+            with self._changed:
+                self._num_written += piece_bytes
+                self._changed.notify_all()
+        (rest,) = self._ring.views(begin, begin + num_bytes)
+        self._output.end(rest)
 
+    def _is_complete(self) -> bool:
+        return self._are_all_begun and self._num_hashed == self._num_begun
 
-def _write_at(descriptor: int, content: memoryview, offset: int) -> None:
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
-
-
-def _start_writeback(descriptor: int, offset: int, num_bytes: int) -> None:
-    """Tell the system to write a part of a file to the disk now, and do not wait. Does nothing but on Linux."""
-    with contextlib.suppress(OSError, AttributeError):
-        call = ctypes.CDLL(None).sync_file_range
-        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-        call(descriptor, offset, num_bytes, 2)  # SYNC_FILE_RANGE_WRITE
+    def _num_waiting(self) -> int:
+        return self._num_hashed - self._num_written
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
 from tunesmith.errors import ModelError, UsageError  # noqa: E402
-from tunesmith.merge import inputs, standalone, write  # noqa: E402
+from tunesmith.merge import inputs, ring, standalone  # noqa: E402
 from tunesmith.merge.standalone import Order  # noqa: E402
 from tunesmith.model.headers import linear_layers, read_config, read_headers  # noqa: E402
 from tunesmith.recipe.schema import Merge  # noqa: E402
@@ -208,13 +208,13 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(root: Path, monkeypatc
 
     real, calls = os.pwrite, []
 
-    def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+    def pwrite(descriptor: int, content: memoryview, offset: int) -> int:
         calls.append(offset)
-        if len(calls) == 30:
+        if len(calls) == 7:
             raise OSError(28, "No space left on device")
         return real(descriptor, content, offset)
 
-    monkeypatch.setattr(write.os, "pwrite", pwrite)
+    monkeypatch.setattr(ring.os, "pwrite", pwrite)
     with pytest.raises(MergeError, match="No space left on device"):
         standalone.run(order(root))
     assert json.loads((root / ".out.merging" / "progress.json").read_text())["files"]
