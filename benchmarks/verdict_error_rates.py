@@ -77,12 +77,14 @@ def main() -> int:
         rows.append([f"{difference:.0%}", f"{share:.0%}", f"{needed:,}", f"{told:.1%}"])
     table("What `items_needed` promises is 80 %", rows)
     few = max(1, num // 10)
-    rows = [["items", "equal: “cannot tell”", "better by 0.05: “improved”"]]
-    for size in (50, 200):
-        same, up = graded_verdicts(size, 0.0, few, rng), graded_verdicts(size, 0.05, few, rng)
-        worst = min(worst, (same["cannot tell"] + 2 * (0.05 * 0.95 / few) ** 0.5 * few) / few)
-        rows.append([str(size), f"{same['cannot tell'] / few:.1%}", f"{up['improved'] / few:.1%}"])
-    table(f"A metric between 0 and 1 ({few} comparisons each)", rows)
+    rows = [["items", "equal: “cannot tell”", "of", "better by 0.05: “improved”", "of"]]
+    for size, many in ((50, num), (200, 5 * num)):
+        same, up = graded_verdicts(size, 0.0, many, rng), graded_verdicts(size, 0.05, few, rng)
+        chance = (0.05 * 0.95 / many) ** 0.5  # one standard error of the share, where the test stands at exactly 5 %
+        worst = min(worst, same["cannot tell"] / many + 2 * chance)
+        told = f"{same['cannot tell'] / many:.2%} ± {chance:.2%}"
+        rows.append([str(size), told, f"{many:,}", f"{up['improved'] / few:.1%}", f"{few:,}"])
+    table("A metric between 0 and 1", rows)
     return 0 if worst >= 0.95 else 1
 
 
