@@ -30,8 +30,16 @@ def verdicts(
 ) -> Counter[str]:
     """Return the verdicts on models of which the second fixes and breaks items with these probabilities."""
     drawn = rng.multinomial(num_items, [fixed, broken, 1 - fixed - broken], num_comparisons)
-    p_value = functools.cache(stats.mcnemar_p_value)
-    return Counter(stats.verdict(int(f) - int(b), p_value(int(f), int(b))) for f, b, _ in drawn)
+    return Counter(of_counts(int(f), int(b), num_items) for f, b, _ in drawn)
+
+
+@functools.cache
+def of_counts(num_fixed: int, num_broken: int, num_items: int) -> str:
+    """Return the verdict on models that differ in so many of these items."""
+    scores = np.ones((2, num_items, 2))
+    scores[0, :num_fixed, 0] = scores[1, num_fixed : num_fixed + num_broken, 0] = 0.0
+    interval = stats.paired_bootstrap_interval(scores[0], scores[1], ratio, 0)
+    return stats.verdict(stats.mcnemar_p_value(num_fixed, num_broken), interval)
 
 
 def graded_verdicts(num_items: int, shift: float, num_comparisons: int, rng: np.random.Generator) -> Counter[str]:
@@ -44,7 +52,8 @@ def graded_verdicts(num_items: int, shift: float, num_comparisons: int, rng: np.
             before, after = rng.permuted(np.stack([before, after]), axis=0)
         columns = [np.stack([values, np.ones(num_items)], axis=1) for values in (before, after)]
         p_value = stats.randomisation_p_value(columns[0], columns[1], ratio, trial)
-        found[stats.verdict(float(after.mean() - before.mean()), p_value)] += 1
+        interval = stats.paired_bootstrap_interval(columns[0], columns[1], ratio, trial)
+        found[stats.verdict(p_value, interval)] += 1
     return found
 
 

@@ -76,8 +76,6 @@ def test_a_kill_anywhere_costs_what_was_not_written(
 def test_the_exact_test_does_not_care_which_model_is_which(fixed: int, broken: int) -> None:
     p_value = stats.mcnemar_p_value(fixed, broken)
     assert p_value == stats.mcnemar_p_value(broken, fixed) and 0.0 < p_value <= 1.0
-    opposite = {"improved": "regressed", "regressed": "improved", "cannot tell": "cannot tell"}
-    assert stats.verdict(broken - fixed, p_value) == opposite[stats.verdict(fixed - broken, p_value)]
     if fixed > broken:
         assert stats.mcnemar_p_value(fixed + 1, broken) < p_value
 

@@ -184,7 +184,7 @@ def _change(metric: str, pairs: list[tuple[float, float]], *, higher_is_better: 
         p_value = stats.randomisation_p_value(old, new, ratio, _SEED)
         error = stats.paired_standard_error(old, new, ratio, _SEED)
         needed = stats.items_needed_by_spread(after - before, error, len(pairs))
-    verdict = stats.verdict(after - before, p_value, higher_is_better=higher_is_better)
+    verdict = stats.verdict(p_value, (low, high), higher_is_better=higher_is_better)
     words = stats.in_words(verdict, len(pairs), needed)
     return Change(metric, before, after, after - before, low, high, p_value, verdict, words)
 

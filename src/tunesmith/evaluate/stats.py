@@ -105,11 +105,16 @@ def randomisation_p_value(base: Array, tuned: Array, combine: Combine, seed: int
     return (num_as_large + 1) / (NUM_SHUFFLES + 1)
 
 
-def verdict(difference: float, p_value: float, *, higher_is_better: bool = True) -> Verdict:
-    """Say in words what a difference (tuned minus base) is worth: it has to be better or worse with p < 0.05."""
-    if p_value >= SIGNIFICANCE or difference == 0:
+def verdict(p_value: float, interval: tuple[float, float], *, higher_is_better: bool = True) -> Verdict:
+    """Say in words what a difference is worth: p < 0.05 by the test, and zero outside of the interval shown beside it.
+
+    Args:
+        interval: of tuned minus base.
+    """
+    low, high = interval
+    if p_value >= SIGNIFICANCE or not (low > 0 or high < 0):
         return "cannot tell"
-    return "improved" if (difference > 0) == higher_is_better else "regressed"
+    return "improved" if (low > 0) == higher_is_better else "regressed"
 
 
 def in_words(verdict: Verdict, num_items: int, num_needed: int | None) -> str:

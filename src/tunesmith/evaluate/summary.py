@@ -94,7 +94,7 @@ def _comparison(
         p_value = stats.randomisation_p_value(before, after, metric.combine, seed)
         error = stats.paired_standard_error(before, after, metric.combine, seed)
         needed = stats.items_needed_by_spread(difference, error, len(answered))
-    verdict = stats.verdict(difference, p_value, higher_is_better=metric.higher_is_better)
+    verdict = stats.verdict(p_value, (low, high), higher_is_better=metric.higher_is_better)
     words = stats.in_words(verdict, len(answered), needed)
     return found | {"p_value": p_value, "verdict": verdict, "verdict_in_words": words, "num_items_needed": needed}
 

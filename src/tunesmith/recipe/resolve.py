@@ -64,8 +64,7 @@ def _attention(recipe: Recipe, facts: Facts) -> tuple[str, str]:
 
 def _packing(recipe: Recipe, facts: Facts) -> tuple[bool, str]:
     if recipe.model.attn_implementation == "varlen":
-        shared = ", and a pair's prompt is computed once" if recipe.train.objective == "dpo" else ""
-        return True, f"no position is padding{shared}"
+        return True, "no position is padding, and what rows begin with together is computed once"
     if facts.device == "cuda" and recipe.model.attn_implementation == "flash_attention_2":
         return True, "flash attention skips the other rows of a packed sequence"
     return False, "rows sorted by length waste little padding, and packed attention costs more than it saves here"

@@ -38,28 +38,41 @@ def test_equal_models_cannot_be_told_apart() -> None:
     same = columns([0.1, 0.9, 0.4])
     assert stats.paired_bootstrap_interval(same, same, ratio, 1) == (0.0, 0.0)
     assert stats.randomisation_p_value(same, same, ratio, 1) == 1.0
-    assert stats.verdict(0.0, 1.0) == "cannot tell"
+    assert stats.verdict(1.0, (0.0, 0.0)) == "cannot tell"
 
 
 def test_one_item_never_decides() -> None:
     p_value = stats.randomisation_p_value(columns([0.0]), columns([1.0]), ratio, 1)
     assert p_value > 0.9
-    assert stats.verdict(1.0, p_value) == "cannot tell"
+    assert stats.verdict(p_value, (1.0, 1.0)) == "cannot tell"
 
 
 @pytest.mark.parametrize(
-    ("difference", "p_value", "higher", "word"),
+    ("interval", "p_value", "higher", "word"),
     [
-        (0.1, 0.01, True, "improved"),
-        (-0.1, 0.01, True, "regressed"),
-        (0.1, 0.01, False, "regressed"),
-        (-0.1, 0.01, False, "improved"),
-        (0.1, 0.05, True, "cannot tell"),
-        (0.9, 0.2, True, "cannot tell"),
+        ((0.1, 0.3), 0.01, True, "improved"),
+        ((-0.3, -0.1), 0.01, True, "regressed"),
+        ((0.1, 0.3), 0.01, False, "regressed"),
+        ((-0.3, -0.1), 0.01, False, "improved"),
+        ((0.1, 0.3), 0.05, True, "cannot tell"),
+        ((0.9, 1.0), 0.2, True, "cannot tell"),
+        ((0.0, 0.3), 0.01, True, "cannot tell"),
+        ((-0.3, 0.0), 0.01, True, "cannot tell"),
+        ((float("nan"), float("nan")), 0.01, True, "cannot tell"),
     ],
 )
-def test_verdict(difference: float, p_value: float, higher: bool, word: str) -> None:
-    assert stats.verdict(difference, p_value, higher_is_better=higher) == word
+def test_verdict(interval: tuple[float, float], p_value: float, higher: bool, word: str) -> None:
+    assert stats.verdict(p_value, interval, higher_is_better=higher) == word
+
+
+def test_a_verdict_never_contradicts_the_interval_beside_it() -> None:
+    """The test alone would say that these differ: p = 0.0488, beside an interval that begins at -0.001."""
+    rng = np.random.default_rng(1822)
+    base, tuned = (columns(rng.beta(2.0, 2.0, 100)) for _ in range(2))
+    p_value = stats.randomisation_p_value(base, tuned, ratio, 1)
+    interval = stats.paired_bootstrap_interval(base, tuned, ratio, 1)
+    assert p_value < stats.SIGNIFICANCE and interval[0] < 0 < interval[1]
+    assert stats.verdict(p_value, interval) == "cannot tell"
 
 
 def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +91,8 @@ def test_no_difference_is_rarely_called_one() -> None:
     for trial in range(200):
         base, tuned = columns(rng.beta(0.5, 0.5, 30)), columns(rng.beta(0.5, 0.5, 30))
         p_value = stats.randomisation_p_value(base, tuned, ratio, trial)
-        called += stats.verdict(1.0, p_value) != "cannot tell"
+        interval = stats.paired_bootstrap_interval(base, tuned, ratio, trial)
+        called += stats.verdict(p_value, interval) != "cannot tell"
     assert called <= 20  # 10 expected; more than 20 happens once in a thousand
 
 
@@ -90,15 +104,24 @@ def test_ten_points_are_found_at_two_hundred_items() -> None:
         tuned = np.where(rng.random(200) < 0.14, True, base)  # fixes and breaks: from 50 % to about 60 %
         tuned = np.where(rng.random(200) < 0.06, ~tuned, tuned)
         fixed, broken = int((tuned & ~base).sum()), int((base & ~tuned).sum())
-        found += stats.verdict(fixed - broken, stats.mcnemar_p_value(fixed, broken)) == "improved"
+        found += of_counts(fixed, broken, 200) == "improved"
     assert found >= 50
+
+
+@functools.cache
+def of_counts(num_fixed: int, num_broken: int, num_items: int) -> str:
+    """Return the verdict on models that differ in so many of these items."""
+    num_same = num_items - num_fixed - num_broken
+    base = columns([0.0] * num_fixed + [1.0] * (num_broken + num_same))
+    tuned = columns([1.0] * num_fixed + [0.0] * num_broken + [1.0] * num_same)
+    interval = stats.paired_bootstrap_interval(base, tuned, ratio, 0)
+    return stats.verdict(stats.mcnemar_p_value(num_fixed, num_broken), interval)
 
 
 def simulated_verdicts(num_items: int, fixed: float, broken: float, num_comparisons: int, seed: int) -> list[str]:
     """Return the verdicts on two models of which the second fixes and breaks items with these probabilities."""
     drawn = np.random.default_rng(seed).multinomial(num_items, [fixed, broken, 1 - fixed - broken], num_comparisons)
-    p_value = functools.cache(stats.mcnemar_p_value)
-    return [stats.verdict(int(f) - int(b), p_value(int(f), int(b))) for f, b, _ in drawn]
+    return [of_counts(int(f), int(b), num_items) for f, b, _ in drawn]
 
 
 @pytest.mark.parametrize("num_items", [20, 100, 200, 1000])

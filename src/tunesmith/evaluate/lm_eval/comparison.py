@@ -188,9 +188,10 @@ def _unpaired(numbers: Mapping[Which, MetricValue], num_items: int) -> Record:
         words = "cannot tell: the harness gives no standard error"
         return record | {"verdict": "cannot tell", "verdict_in_words": words}
     p_value = math.erfc(abs(difference) / error / math.sqrt(2))
-    verdict = stats.verdict(difference, p_value, higher_is_better=better)
+    low, high = difference - stats.Z_95 * error, difference + stats.Z_95 * error
+    verdict = stats.verdict(p_value, (low, high), higher_is_better=better)
     needed = stats.items_needed_by_spread(difference, error, num_items)
-    record |= {"difference_low": difference - stats.Z_95 * error, "difference_high": difference + stats.Z_95 * error}
+    record |= {"difference_low": low, "difference_high": high}
     words = stats.in_words(verdict, num_items, needed)
     return record | {"p_value": p_value, "verdict": verdict, "verdict_in_words": words, "num_items_needed": needed}
 
