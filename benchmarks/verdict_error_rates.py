@@ -87,7 +87,7 @@ def main() -> int:
     table("What `items_needed` promises is 80 %", rows)
     few = max(1, num // 10)
     rows = [["items", "equal: “cannot tell”", "of", "better by 0.05: “improved”", "of"]]
-    for size, many in ((50, num), (200, 5 * num)):
+    for size, many in ((50, num // 4), (200, num)):
         same, up = graded_verdicts(size, 0.0, many, rng), graded_verdicts(size, 0.05, few, rng)
         chance = (0.05 * 0.95 / many) ** 0.5  # one standard error of the share, where the test stands at exactly 5 %
         worst = min(worst, same["cannot tell"] / many + 2 * chance)
