@@ -102,6 +102,52 @@ def test_comparison_page_is_silent_offline_and_fits(browser: Any, tmp_path: Path
     visit.context.close()
 
 
+_PAPER_WIDTH = 703  # CSS pixels: A4 with margins of 12 mm
+
+
+@pytest.mark.parametrize("kind", ["full", "wide", "comparison"])
+def test_on_paper_nothing_is_hidden_cut_or_dark(browser: Any, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "compared.html"
+    if kind == "comparison":
+        runs = [finished_runs.write(tmp_path / name, "full") for name in ("20260131-142233-one", "20260201-090807-two")]
+        for run in runs:
+            for items in (run.path / "evaluate").glob("*.jsonl"):
+                items.write_text(
+                    "".join(f"{line}\n" for line in items.read_text().splitlines() if not line.endswith("cut"))
+                )
+        path.write_text(page(compare(runs), runs))
+    else:
+        run_dir = finished_runs.write(tmp_path, kind)
+        stage.run(finished_runs.recipe(), run_dir)
+        path = run_dir.report_page
+    visit = _Visit(browser, path, "dark", _PAPER_WIDTH)
+    shown = visit.page
+    shown.click("#theme")
+    shown.click("#theme")
+    shown.emulate_media(media="print", color_scheme="dark")
+    shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not shown.locator("nav").is_visible() and shown.locator("details:not([open])").count() == 0
+    assert shown.evaluate("document.documentElement.scrollWidth") <= _PAPER_WIDTH
+    assert shown.evaluate(_STICKING_OUT) == []
+    assert shown.evaluate(_BROKEN_PATHS) == [], "paths stay on one line"
+    assert _contrasts(shown) >= 4.5
+    visit.context.close()
+
+
+_STICKING_OUT = """() => [...document.querySelectorAll(".card")].flatMap((card) => {
+  const right = card.getBoundingClientRect().right + 1;
+  return [...card.querySelectorAll("td, th, dd, dt, p, pre, svg")]
+    .filter((element) => element.getClientRects().length && element.getBoundingClientRect().right > right)
+    .map((element) => element.textContent.slice(0, 60));
+})"""
+_BROKEN_PATHS = """() => [...document.querySelectorAll("table td.mono:first-child")].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return range.getBoundingClientRect().height > 1.9 * parseFloat(getComputedStyle(cell).fontSize) * 1.3;
+}).map((cell) => cell.textContent)"""
+
+
 def test_theme_button_and_hover(browser: Any, tmp_path: Path) -> None:
     run_dir = finished_runs.write(tmp_path, "full")
     stage.run(finished_runs.recipe(), run_dir)
