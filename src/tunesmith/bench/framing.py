@@ -30,10 +30,6 @@ class Framing:
         self._at = 0  # where reading goes on
         self._end = 0  # of the body, for `length`
 
-    @property
-    def is_chunked(self) -> bool:
-        return self.kind == "chunked"
-
     def feed(self, data: bytes) -> None:
         """Take bytes as they came.
 

@@ -19,8 +19,6 @@ from tunesmith.recipe.targets import expression_of
 from tunesmith.recipe.typed import KeyPath, Misfit
 from tunesmith.recipe.walk import strings
 
-ADAPTER_METHODS = ("lora", "qlora", "dora", "qdora")
-
 
 def check(recipe: Recipe, *, needs_variables: bool = True) -> list[Misfit]:
     """Return every rule that the recipe breaks.

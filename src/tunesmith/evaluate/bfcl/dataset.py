@@ -69,17 +69,6 @@ def load(category: Category, directory: Path) -> Dataset:
     return Dataset(category, version, tuple(entries))
 
 
-def files_of(category: Category, directory: Path) -> list[Path]:
-    """Return the files that `load` would read.
-
-    Raises:
-        DataError: the directory or the file of items is missing.
-    """
-    path, _ = _find(category, directory)
-    answers = path.parent / "possible_answer" / path.name
-    return [path, *([answers] if answers.is_file() else [])]
-
-
 def _has_ground_truth(category: Category) -> bool:
     return category.scorer not in ("irrelevance", "relevance")
 

@@ -134,11 +134,6 @@ class Answer:
         """Tokens known so far, prompt included; the last one is not in the cache yet."""
         return len(self.prompt) + len(self.generated)
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens it may reach."""
-        return len(self.prompt) + self.sampling.max_tokens
-
     def push(self, token_id: int, logprob: TokenLogprob | None) -> Output:
         """Take the next token; return what became certain, with the reason when this was the last."""
         self.generated.append(token_id)
