@@ -65,12 +65,16 @@ def run_bfcl(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from tunesmith.errors import UsageError
     from tunesmith.evaluate.bfcl.categories import category
     from tunesmith.evaluate.bfcl.location import locate
     from tunesmith.evaluate.bfcl.responses import score
 
     known = category(args.category)
-    scored = score(known, locate(args.data), Path(args.responses), Path(args.out), args.protocol)
+    responses, out = Path(args.responses), Path(args.out)
+    if responses.resolve() == out.resolve():
+        raise UsageError("the verdicts would replace the answers", where=args.out, do="give another name with --out")
+    scored = score(known, locate(args.data), responses, out, args.protocol)
     if args.json:
         _print_json(scored.as_json())
         return 0

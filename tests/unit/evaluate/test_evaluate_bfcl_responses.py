@@ -126,6 +126,11 @@ def test_the_command_prints_what_the_number_was_obtained_under(
     assert main([*common[:3], "simpel", *common[4:], "--out", str(tmp_path / "v.jsonl")]) == 2
     assert "did you mean 'simple'?" in capsys.readouterr().err
     assert main([*common[:-1], str(tmp_path / "nowhere"), "--out", str(tmp_path / "v.jsonl")]) == 3
+    asked = answers.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(answers)
+    for out in (answers, tmp_path / "link.jsonl"):
+        assert main([*common, "--out", str(out)]) == 2
+        assert "would replace the answers" in capsys.readouterr().err and answers.read_bytes() == asked
     assert main(["bfcl", "categories"]) == 0
     assert "simple_python                400  non_live (before version 4: simple)" in capsys.readouterr().out
 
