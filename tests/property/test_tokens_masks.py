@@ -47,7 +47,8 @@ def conversations(draw: st.DrawFn, *, with_tools: bool) -> Conversation:
 
 @cache
 def tokenizer_of(family: str) -> ChatTokenizer:
-    return load_tokenizer(write_family(Path(tempfile.mkdtemp(prefix="tunesmith-masks-")), family))
+    with tempfile.TemporaryDirectory() as directory:
+        return load_tokenizer(write_family(Path(directory), family))
 
 
 def said_by_hand(pieces: list[tuple[str, bool]]) -> str:

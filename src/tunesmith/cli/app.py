@@ -6,7 +6,9 @@ No flag mirrors a recipe field: `--set key=value` reaches all of them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +18,8 @@ from tunesmith import __version__
 
 if TYPE_CHECKING:
     import argparse
+
+    from tunesmith.errors import TunesmithError
 
 
 @dataclass(frozen=True)
@@ -228,19 +232,29 @@ def _module(verb: Verb) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code; every error becomes a message, with --json also a document."""
+    from tunesmith.errors import Interrupted, TunesmithError, refused_by_the_machine
+
     arguments = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in arguments
     try:
-        code = _main(arguments)
+        code = _run(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         return _unheard()
+    except KeyboardInterrupt:
+        return _complain(Interrupted("stopped"), as_json=as_json)
+    except TunesmithError as error:
+        return _complain(error, as_json=as_json)
     except OSError as error:
-        return _refused(error)
+        problem = refused_by_the_machine(error)
+        return _bug(error, as_json=as_json) if problem is None else _complain(problem, as_json=as_json)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, not dumped on the user
+        return _bug(error, as_json=as_json)
 
 
-def _main(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -254,7 +268,7 @@ def _main(arguments: list[str]) -> int:
         args = parser_for(verb).parse_args(arguments[1:])
     except SystemExit as stop:
         return int(stop.code or 0)
-    return _guarded(verb, args)
+    return int(getattr(_module(verb), f"run_{verb.word}")(args))
 
 
 def _unknown_verb(word: str) -> int:
@@ -266,63 +280,38 @@ def _unknown_verb(word: str) -> int:
     return 2
 
 
-def _guarded(verb: Verb, args: argparse.Namespace) -> int:
-    """Run the verb; turn every error into a message and an exit code."""
-    from tunesmith.errors import TunesmithError
-
-    try:
-        return int(getattr(_module(verb), f"run_{verb.word}")(args))
-    except TunesmithError as error:
-        _complain(error, as_json=getattr(args, "json", False))
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 75
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        return _refused(error, as_json=getattr(args, "json", False))
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, not dumped on the user
-        return _bug(error)
-
-
-def _complain(error: Exception, *, as_json: bool) -> None:
-    from tunesmith.errors import RecipeError, TunesmithError
+def _complain(error: TunesmithError, *, as_json: bool) -> int:
+    """Tell an error; return its exit code. A document that nobody takes any more is no second error."""
+    from tunesmith.errors import RecipeError
     from tunesmith.recipe.environment import redact
 
-    assert isinstance(error, TunesmithError)
     if as_json:
-        import json
-
         problems = error.problems if isinstance(error, RecipeError) else [error]
-        listed = [{"what": redact(p.what), "where": p.where, "do": redact(p.do)} for p in problems]
-        print(json.dumps({"ok": False, "exit_code": error.exit_code, "problems": listed}, indent=2, ensure_ascii=False))
-    red, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        _print_problems(
+            error.exit_code, [{"what": redact(p.what), "where": p.where, "do": redact(p.do)} for p in problems]
+        )
+    coloured = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+    red, reset = ("\033[31m", "\033[0m") if coloured else ("", "")
     print(f"{red}error:{reset} {redact(error.render())}", file=sys.stderr)
+    return error.exit_code
+
+
+def _print_problems(exit_code: int, problems: list[dict[str, str]]) -> None:
+    import json
+
+    document = {"ok": False, "exit_code": exit_code, "problems": problems}
+    with contextlib.suppress(OSError):
+        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
 
 
 def _unheard() -> int:
     """End quietly: whoever read the output has gone. Says so as every program does that SIGPIPE ends."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what waits in the buffer is written when Python ends
     return 141
 
 
-def _refused(error: OSError, *, as_json: bool = False) -> int:
-    """Tell what the operating system would not do; anything else is a bug."""
-    from tunesmith.errors import refused_by_the_machine
-
-    problem = refused_by_the_machine(error)
-    if problem is None:
-        return _bug(error)
-    _complain(problem, as_json=as_json)
-    return problem.exit_code
-
-
-def _bug(error: Exception) -> int:
+def _bug(error: Exception, *, as_json: bool) -> int:
     """Write the traceback to a file and tell the user where it is."""
-    import os
     import tempfile
     import traceback
 
@@ -333,8 +322,11 @@ def _bug(error: Exception) -> int:
         print(text, file=sys.stderr)
     with tempfile.NamedTemporaryFile("w", prefix="tunesmith-bug-", suffix=".txt", delete=False) as file:
         file.write(f"tunesmith {__version__}\n{' '.join(sys.argv)}\n\n{text}")
-    print(f"error: a bug in tunesmith: {type(error).__name__}: {redact(str(error))}", file=sys.stderr)
-    print(f"  → please report it with {file.name} (TUNESMITH_TRACEBACK=1 prints it)", file=sys.stderr)
+    what = f"a bug in tunesmith: {type(error).__name__}: {redact(str(error))}"
+    do = f"please report it with {file.name} (TUNESMITH_TRACEBACK=1 prints it)"
+    if as_json:
+        _print_problems(1, [{"what": what, "where": "", "do": do}])
+    print(f"error: {what}\n  → {do}", file=sys.stderr)
     return 1
 
 

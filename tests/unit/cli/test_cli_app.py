@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from tunesmith import stage_process
 from tunesmith.cli.app import main
 from tunesmith.cli.first_recipe import name_from
-from tunesmith.errors import Interrupted
+from tunesmith.errors import DataError, Interrupted
 from tunesmith.recipe.load import load
 from tunesmith.track import console
 from tunesmith.train.stop import StopSignals
@@ -62,6 +64,49 @@ def test_what_is_said_to_nobody_stops_nothing(monkeypatch: pytest.MonkeyPatch) -
         console.warn("step 2")
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())  # what is left in the buffer
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (KeyboardInterrupt(), 75, "stopped"),
+        (OSError(28, "No space left on device", "/x/y"), 4, "no space left on device"),
+        (OSError("no number"), 1, "a bug in tunesmith: OSError: no number"),
+        (ZeroDivisionError("by zero"), 1, "a bug in tunesmith: ZeroDivisionError: by zero"),
+        (DataError("bad rows"), 3, "bad rows"),
+    ],
+)
+def test_whatever_ends_a_verb_is_one_document_and_one_exit_code(
+    raised: BaseException,
+    code: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(args: object) -> int:
+        raise raised
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tunesmith.cli.doctor.run_doctor", run)
+    assert main(["doctor", "--json"]) == code
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["ok"], document["exit_code"]) == (False, code) and told in document["problems"][0]["what"]
+    assert told in err and "Traceback" not in err
+
+
+def test_no_colour_where_none_is_wanted() -> None:
+    def last_words(**environment: str) -> bytes:
+        master, slave = os.openpty()
+        plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+        command = [*COMMAND, "check", "none.yaml"]
+        subprocess.run(command, stderr=slave, env=plain | {"TERM": "xterm"} | environment, check=False)
+        os.close(slave)
+        return os.read(master, 1000)
+
+    assert last_words().startswith(b"\x1b[31merror:")
+    assert last_words(NO_COLOR="1").startswith(b"error:") and last_words(TERM="dumb").startswith(b"error:")
 
 
 @pytest.mark.parametrize("name", ["123.yaml", "true.yaml", "neu ä.yaml", "a: b # c.yaml", "-.yaml", "x" * 90])
