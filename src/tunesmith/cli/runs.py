@@ -37,7 +37,7 @@ def run_runs(args: argparse.Namespace) -> int:
     for run, state in found:
         stages = state.get("stages", {})
         done = " ".join(name for name, facts in stages.items() if facts.get("state") == "done")
-        print(f"{run.path.name:<{width}}  {state.get('state', 'unknown'):<11}  {done}")
+        print(f"{run.path.name:<{width}}  {run.outcome():<11}  {done}")
     return 0
 
 
@@ -46,11 +46,12 @@ def _show_one(run: RunDir, *, as_json: bool) -> int:
     from tunesmith.artifacts import Scores
 
     state = run.read_run()
-    records = run.records()
+    records, unreadable = run.readable_records()
     if as_json:
-        print(json.dumps(state | {"records": {k: r.to_json() for k, r in records.items()}}, indent=2))
+        told = {"problems": [{"what": e.what, "where": e.where, "do": e.do} for e in unreadable]} if unreadable else {}
+        print(json.dumps(state | {"records": {k: r.to_json() for k, r in records.items()}} | told, indent=2))
         return 0
-    print(f"{run.path}  {state.get('state', 'unknown')}")
+    print(f"{run.path}  {run.outcome()}")
     by_stage = {run.stage_of(kind): record for kind, record in records.items()}
     for stage, facts in state.get("stages", {}).items():
         record = by_stage.get(stage)
@@ -58,6 +59,8 @@ def _show_one(run: RunDir, *, as_json: bool) -> int:
             print(summary.line(stage, record, seconds=facts.get("seconds")))
         else:
             print(f"  {stage:<9} {facts.get('state')}  {facts.get('error') or facts.get('reason') or ''}".rstrip())
+    for error in unreadable:
+        print(f"  {error.render()}")
     scores = records.get("scores")
     if isinstance(scores, Scores):
         print(f"\n{summary.comparison_table(scores)}")

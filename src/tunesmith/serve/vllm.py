@@ -5,6 +5,7 @@ Flags: https://docs.vllm.ai/en/latest/cli/serve.html, parsers: https://docs.vllm
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import sys
@@ -84,6 +85,7 @@ def _template_arguments(model: ServedModel) -> list[str]:
     if Path(model.chat_template).is_file():
         return ["--chat-template", model.chat_template]
     directory = Path(tempfile.mkdtemp(prefix="tunesmith-template-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)  # the server never outlives us
     file = directory / f"{model.chat_template}.jinja"
     file.write_text(_template_text(model), encoding="utf-8")
     return ["--chat-template", str(file)]

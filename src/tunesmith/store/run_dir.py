@@ -195,6 +195,19 @@ class RunDir:
         found = {kind: self.find(KINDS[kind]) for kind in _STAGE_OF}
         return {kind: record for kind, record in found.items() if record is not None}
 
+    def readable_records(self) -> tuple[dict[str, Artifact], list[StageError]]:
+        """Like `records`, with the errors of those that cannot be read beside the others."""
+        found: dict[str, Artifact] = {}
+        unreadable = []
+        for kind in _STAGE_OF:
+            try:
+                record = self.find(KINDS[kind])
+            except StageError as error:
+                unreadable.append(error)
+            else:
+                found |= {kind: record} if record is not None else {}
+        return found, unreadable
+
     @staticmethod
     def stage_of(kind: str) -> str:
         """Return the stage that leaves records of a kind."""
@@ -205,10 +218,18 @@ class RunDir:
         return self.load(kind) if self.artifact(_STAGE_OF[kind.kind]).exists() else None
 
     def read_run(self) -> dict[str, Any]:
-        """Return run.json, or an empty mapping when there is none or it is broken."""
+        """Return run.json, or an empty mapping when there is none or it is broken.
+
+        What it says of stages and lineage is a mapping of mappings, whatever somebody made of the file.
+        """
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(self.run_json.read_text())
-            return document if isinstance(document, dict) else {}
+            if isinstance(document, dict):
+                stages, told = (document.get(key, {}) for key in ("stages", "lineage"))
+                known = stages.items() if isinstance(stages, dict) else ()
+                document["stages"] = {name: facts for name, facts in known if isinstance(facts, dict)}
+                document["lineage"] = told if isinstance(told, dict) else {}
+                return document
         return {}
 
     def write_run(self, document: dict[str, Any]) -> None:
@@ -229,6 +250,18 @@ class RunDir:
                 do = "wait for it, stop it, or start another run with --new"
                 raise UsageError("another process is working in this run", where=str(self.path), do=do) from None
             yield
+
+    def outcome(self) -> str:
+        """Return what run.json says has become of the run; `killed` where it still says `running`, and nobody is."""
+        told = str(self.read_run().get("state", "unknown"))
+        if told != "running" or not self.lock.exists():
+            return told
+        with self.lock.open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return told
+        return "killed"
 
 
 def runs_root(output_dir: str | Path) -> Path:

@@ -88,3 +88,34 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "r")
     with run.locked(), pytest.raises(UsageError, match="another process"), RunDir(tmp_path / "r").locked():
         pass
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stages": 5}', '{"stages": {"data": 5}, "lineage": []}', '{"na'])
+def test_a_run_is_shown_whatever_became_of_its_files(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests import finished_runs
+    from tunesmith.cli.app import main
+
+    run = finished_runs.write(tmp_path / "outputs" / "runs" / "20260131-142233-mine")
+    run.run_json.write_text(text)
+    run.artifact("bench").write_text('{"kind": "speeds", "schema_version": 99}')
+    assert main(["runs", "--output-dir", str(tmp_path / "outputs")]) == 0
+    assert "20260131-142233-mine" in capsys.readouterr().out
+    assert main(["runs", str(run.path)]) == 0
+    told = capsys.readouterr().out
+    assert "found 'speeds' of schema 99" in told and "function_calls.accuracy" in told
+    assert main(["runs", str(run.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert "scores" in document["records"] and "schema 99" in document["problems"][0]["what"]
+
+
+def test_a_run_that_nobody_works_on_is_not_said_to_be_running(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert run.outcome() == "unknown"
+    with run.locked():
+        run.write_run({"state": "running"})
+        assert run.outcome() == "running"
+    assert run.outcome() == "killed", "its process ended without a word"
+    run.write_run({"state": "done"})
+    assert run.outcome() == "done"
