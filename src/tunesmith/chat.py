@@ -6,6 +6,7 @@ Answers go to stdout, everything about them to stderr.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import signal
 import sys
@@ -103,11 +104,11 @@ class Talk:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages = [{"role": "system", "content": _as_utf8(self.system)}] if self.system else []
 
     def ask(self, text: str) -> Iterator[str]:
         """Say something and yield the answer as it comes, calls made readable; the conversation then holds both."""
-        return self._send({"role": "user", "content": text})
+        return self._send({"role": "user", "content": _as_utf8(text)})
 
     def give_result(self, text: str) -> Iterator[str]:
         """Answer the oldest open call of the last turn and yield what the model says to it."""
@@ -120,7 +121,7 @@ class Talk:
             "role": "tool",
             "tool_call_id": open_call["id"],
             "name": open_call["function"]["name"],
-            "content": text,
+            "content": _as_utf8(text),
         }
         return self._send(result)
 
@@ -140,6 +141,11 @@ class Talk:
             yield ("\n" if content else "") + "\n".join(shown_call(call) for call in made)
         answer = {"role": "assistant", "content": content} | ({"tool_calls": made} if made else {})
         self.messages += [message, answer]
+
+
+def _as_utf8(text: str) -> str:
+    """Return a text that can be sent: bytes of a terminal that were no UTF-8 come in as halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shown_call(call: dict[str, Any]) -> str:
@@ -193,6 +199,8 @@ def _refusal(response: httpx.Response) -> str:
 
 def _converse(talks: list[Talk], choices: list[Choice]) -> None:
     """Read lines until the end of input or /quit."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     say(_HELP)
     while (line := _read_line()) is not None and line != "/quit":
         if not line:
@@ -234,10 +242,13 @@ def _answer_side_by_side(talks: list[Talk], line: str) -> None:
     from rich.text import Text
 
     texts = [""] * len(talks)
+    stopped = threading.Event()
 
     def listen(number: int) -> None:
         try:
             for piece in _speak(talks[number], line):
+                if stopped.is_set():
+                    return  # with the answer, the question is forgotten
                 texts[number] += piece
         except ServeError as error:
             texts[number] += f"\n{error.render()}"
@@ -257,6 +268,7 @@ def _answer_side_by_side(talks: list[Talk], line: str) -> None:
                 listeners[-1].join(0.05)
                 live.update(table(), refresh=True)
         except KeyboardInterrupt:
+            stopped.set()
             say("(stopped)")
         live.update(table(), refresh=True)
 
