@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from tunesmith import keys, stage_process, summary
@@ -58,7 +57,7 @@ def train(work: Work) -> Artifact:
         return elsewhere.run(work.recipe, work.run_dir)
     num_processes = work.recipe.train.num_processes
     assert isinstance(num_processes, int), "the recipe is resolved"
-    return stage_process.run("train", work.run_dir, Checkpoint, num_processes=num_processes)
+    return stage_process.run("train", work.run_dir, Checkpoint, num_processes=num_processes, early=work.early)
 
 
 def merge(work: Work) -> Artifact:
@@ -134,6 +133,7 @@ class Work:
     run_dir: RunDir
     inputs: keys.Inputs
     state: dict[str, Any]
+    early: stage_process.Early
     _stack: contextlib.ExitStack
     _serving: Any = None
     _serving_since: float = 0.0
@@ -177,22 +177,32 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
     recipe, decisions = resolve(loaded.recipe, facts)
     with loaded.located():
         benchmarks(recipe)  # a name misspelt shows now, not after hours of training
-    inputs = keys.gather(recipe, model_path)
-    run_dir, is_new = _directory(recipe, inputs, new)
-    with run_dir.locked(), contextlib.ExitStack() as stack:
-        state = _begin(run_dir, loaded, recipe, decisions, inputs)
-        console.say(f"run  {run_dir.path}  ({'new' if is_new else 'continued'})")
-        work = Work(recipe, run_dir, inputs, state, stack)
-        with _outcome_noted(work):
-            for stage in STAGES:
-                if stage.wanted(recipe):
-                    _run_or_skip(stage, work)
-                if stage.name == until:
-                    break
-            work.stop_serving()
-            if _reaches_gate(until):
-                _raise_if_gate_failed(run_dir, recipe)
+    with stage_process.Early() as early:
+        if _trains(recipe, until) and (new or not runs.list_runs(recipe.output_dir, recipe.name)):
+            early.start("train")  # whatever the inputs' hashes will be
+        inputs = keys.gather(recipe, model_path)
+        run_dir, is_new = _directory(recipe, inputs, new)
+        if _trains(recipe, until) and is_new:
+            early.start("train")
+        with run_dir.locked(), contextlib.ExitStack() as stack:
+            state = _begin(run_dir, loaded, recipe, decisions, inputs)
+            console.say(f"run  {run_dir.path}  ({'new' if is_new else 'continued'})")
+            work = Work(recipe, run_dir, inputs, state, early, stack)
+            with _outcome_noted(work):
+                for stage in STAGES:
+                    if stage.wanted(recipe):
+                        _run_or_skip(stage, work)
+                    if stage.name == until:
+                        break
+                work.stop_serving()
+                if _reaches_gate(until):
+                    _raise_if_gate_failed(run_dir, recipe)
     return run_dir
+
+
+def _trains(recipe: Recipe, until: str | None) -> bool:
+    """Return whether a new run comes to a training of its own, in one process."""
+    return recipe.tuned is None and recipe.train.num_processes == 1 and until != "data"
 
 
 def _run_or_skip(stage: Stage, work: Work) -> None:
@@ -338,21 +348,9 @@ def _now() -> str:
 
 def run_in_process(name: str, recipe: Recipe, run_dir: RunDir) -> Artifact:
     """Run one stage of an existing run here and now, whatever its key says."""
-    if name == "train":
-        from tunesmith.train import stage as training
-
-        return training.run(recipe, run_dir)
-    if name == "merge":
-        from tunesmith.merge import stage as merging
-
-        return merging.run(recipe, run_dir)
+    if name in stage_process.STAGES:
+        return stage_process.run_here(name, recipe, run_dir)
     stage = next(stage for stage in STAGES if stage.name == name)
     with contextlib.ExitStack() as stack:
-        return stage.run(Work(recipe, run_dir, keys.Inputs({}, {}), {"stages": {}}, stack))
-
-
-def load_resolved(run_dir: RunDir) -> Recipe:
-    """Read the resolved recipe of an existing run. A variable it refers to is missed only where its value is used."""
-    from tunesmith.recipe.load import load
-
-    return load(Path(run_dir.resolved_recipe), needs_variables=False).recipe
+        early = stack.enter_context(stage_process.Early())
+        return stage.run(Work(recipe, run_dir, keys.Inputs({}, {}), {"stages": {}}, early, stack))

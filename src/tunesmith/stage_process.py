@@ -3,6 +3,9 @@
 Training and merging get their own process: its memory is given back when it ends, `torchrun` can start several of it,
 and the pipeline itself never loads an ML library. The child's last error comes back through a file in its stage
 directory. It dies with the pipeline, so that a killed pipeline leaves nothing behind.
+
+Importing PyTorch and transformers takes three seconds of one core. Where a stage is sure to run, its process is
+started early (`Early`): it imports while rows are tokenised, and is told on its standard input which run it is for.
 """
 
 from __future__ import annotations
@@ -15,19 +18,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType
-from typing import TypeVar
+from types import FrameType, TracebackType
+from typing import Self, TypeVar
 
 from tunesmith import errors
 from tunesmith.artifacts import Artifact
 from tunesmith.errors import Interrupted, RankLost, RecipeError, StageError, TrainError, TunesmithError
 from tunesmith.hardware import num_cpus
 from tunesmith.process import die_with_parent
+from tunesmith.recipe.load import load
+from tunesmith.recipe.schema import Recipe
 from tunesmith.store import files
 from tunesmith.store.run_dir import RunDir
 
 Record = TypeVar("Record", bound=Artifact)
 
+STAGES = ("train", "merge")
+TOLD_LATER = "-"  # in the place of a run directory: it comes on standard input
 _GRACE_SECONDS = 600  # for a step and its checkpoint, after a stop signal
 _TELLING_SECONDS = 2.0  # from the end of a rank to the error it leaves
 
@@ -47,19 +54,82 @@ def raise_on_signals() -> None:
             signal.signal(number, stop)
 
 
-def run(stage: str, run_dir: RunDir, kind: type[Record], *, num_processes: int = 1) -> Record:
-    """Run `tunesmith stage NAME RUN_DIR` and return the record it left.
+class Early:
+    """The process of a stage, started before its turn. A context manager: what was not used is ended.
 
-    Args:
-        num_processes: how many ranks share the work. When one of them dies, all start again from the newest checkpoint.
-
-    Raises:
-        TunesmithError: what the stage raised, of the same class.
-        StageError: the process died without a word.
+    Started by the thread that goes on to run the stage: the kernel ends a child with the thread that made it.
     """
-    error_file = run_dir.stage(stage) / "error.json"
-    error_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tunesmith", "stage", stage, str(run_dir.path), "--child"]
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self, stage: str) -> None:
+        """Start the stage's process, unless it has been."""
+        if self._child is None:
+            self._stage, self._child = stage, _start(stage, TOLD_LATER, stdin=subprocess.PIPE)
+
+    def take(self, stage: str, run_dir: RunDir) -> subprocess.Popen[bytes] | None:
+        """Tell the process which run it is for, and hand it over; None when there is none of this stage at work."""
+        child = self._child
+        if child is None or stage != self._stage:
+            return None
+        self._child = None
+        assert child.stdin is not None
+        try:
+            with child.stdin as told:
+                told.write(os.fsencode(run_dir.path) + b"\n")
+        except OSError:  # it has ended
+            child.wait()
+            return None
+        return child
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child is not None:
+            self._child.kill()  # it holds nothing that anybody waits for
+            self._child.communicate()
+
+
+def import_stage(stage: str) -> None:
+    """Import what a stage will use, while nobody waits for it. What is missing is told when the stage runs."""
+    if stage == "train":
+        with contextlib.suppress(TunesmithError):
+            from tunesmith.model.imports import import_libraries
+
+            import_libraries()
+            from tunesmith.train import building, loop  # noqa: F401
+
+
+def run_here(stage: str, recipe: Recipe, run_dir: RunDir) -> Artifact:
+    """Run one of `STAGES` in this process."""
+    if stage == "train":
+        from tunesmith.train import stage as training
+
+        return training.run(recipe, run_dir)
+    from tunesmith.merge import stage as merging
+
+    return merging.run(recipe, run_dir)
+
+
+def load_resolved(run_dir: RunDir) -> Recipe:
+    """Read the resolved recipe of an existing run. A variable it refers to is missed only where its value is used."""
+    return load(Path(run_dir.resolved_recipe), needs_variables=False).recipe
+
+
+def told_run() -> str | None:
+    """Return the run directory that comes on standard input; None when the pipeline has ended without one."""
+    line = sys.stdin.buffer.readline()
+    return os.fsdecode(line[:-1]) if line.endswith(b"\n") else None
+
+
+def _start(stage: str, run: str, *, num_processes: int = 1, stdin: int | None = None) -> subprocess.Popen[bytes]:
+    """Start `tunesmith stage STAGE RUN` as a child that leaves its error in a file."""
+    command = [sys.executable, "-m", "tunesmith", "stage", stage, run, "--child"]
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
     if num_processes > 1:
         command[1:1] = ["-m", "tunesmith.train.ranks", str(num_processes)]
@@ -69,7 +139,26 @@ def run(stage: str, run_dir: RunDir, kind: type[Record], *, num_processes: int =
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_SECONDS),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, num_cpus() // num_processes))),
         }
-    child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
+    return subprocess.Popen(command, env=environment, stdin=stdin, start_new_session=True, preexec_fn=die_with_parent)
+
+
+def run(
+    stage: str, run_dir: RunDir, kind: type[Record], *, num_processes: int = 1, early: Early | None = None
+) -> Record:
+    """Run `tunesmith stage NAME RUN_DIR` and return the record it left.
+
+    Args:
+        num_processes: how many ranks share the work. When one of them dies, all start again from the newest checkpoint.
+        early: a process that may be waiting for this; a single one only.
+
+    Raises:
+        TunesmithError: what the stage raised, of the same class.
+        StageError: the process died without a word.
+    """
+    error_file = run_dir.stage(stage) / "error.json"
+    error_file.unlink(missing_ok=True)
+    child = early.take(stage, run_dir) if early is not None and num_processes == 1 else None
+    child = child or _start(stage, str(run_dir.path), num_processes=num_processes)
     try:
         code = child.wait()
     except (KeyboardInterrupt, Interrupted):

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from tests import tiny  # noqa: E402
 from tunesmith.model.adapters import AdapterSettings, adapters_off, attach  # noqa: E402
+from tunesmith.model.attention import NAME  # noqa: E402
 from tunesmith.model.head import keeps_packed_rows_apart, split, use_spans  # noqa: E402
 from tunesmith.model.load import load_model  # noqa: E402
 from tunesmith.recipe.schema import Dpo, Model  # noqa: E402
@@ -70,7 +71,7 @@ def gradients(
     collator = Collator(shards, layout, max_tokens=size * 40 * shards.num_segments, device=CPU)
     all_rows = np.arange(len(shards))
     count = collator.num_targets(all_rows) if shards.num_segments == 1 else len(all_rows)
-    losses, total = TokenLosses(split(model)), 0.0
+    losses, total = TokenLosses(split(model, over_spans=layout == "spans")), 0.0
     assert layout != "spans" or use_spans(losses.split)
     num_computed = num_tokens = 0
     for batch in collator.micro_batches(all_rows):
@@ -213,6 +214,17 @@ def test_parts_give_the_models_own_logits(bases: dict[str, Path], family: str) -
     assert parts.hidden.__name__ == "hidden", "taken apart, not computed whole"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_look_shows_both_where_a_family_can(bases: dict[str, Path], family: str) -> None:
+    model, _ = model_for(bases[family], "lora")
+    before = model.config._attn_implementation
+    parts = split(model, over_spans=True)
+    assert parts.hidden.__name__ == "hidden"
+    assert parts.over_spans == use_spans(split(model_for(bases[family], "lora")[0]))
+    assert parts.over_spans == (family != "gemma2"), "it caps its scores"
+    assert model.config._attn_implementation == (NAME if parts.over_spans else before)
+
+
 def test_a_family_that_does_more_after_its_head_still_trains(bases: dict[str, Path], rows: Shards) -> None:
     """A head that is scaled in a way that no table knows is noticed, and all logits are computed."""
     model, moved = model_for(bases["llama"], "lora")
@@ -225,6 +237,10 @@ def test_a_family_that_does_more_after_its_head_still_trains(bases: dict[str, Pa
 
     model.forward = scaled
     assert split(model).hidden.__name__ == "whole"
+    closer = split(model, over_spans=True)
+    assert closer.hidden.__name__ == "whole" and not closer.over_spans
+    assert use_spans(closer)
+    model.set_attn_implementation("sdpa")
     loss, _ = gradients(model, moved, objectives.sft, rows, size=4)
     model.forward = plain
     other, _ = gradients(model, moved, objectives.sft, rows, size=4)

@@ -48,7 +48,7 @@ def run_gate(args: argparse.Namespace) -> int:
 
 
 def _decided(run: RunDir, rules: list[str]) -> Verdict:
-    from tunesmith import pipeline
+    from tunesmith import stage_process
     from tunesmith.errors import UsageError
     from tunesmith.gate.numbers import numbers
     from tunesmith.gate.stage import decide, no_such_number
@@ -63,7 +63,7 @@ def _decided(run: RunDir, rules: list[str]) -> Verdict:
         if missing:
             do = "`tunesmith gate RUN --numbers` lists them all"
             raise UsageError(f"--rule {text!r}: {no_such_number(missing[0], list(known))}", do=do)
-    chosen = rules or list(pipeline.load_resolved(run).gate)
+    chosen = rules or list(stage_process.load_resolved(run).gate)
     if not chosen:
         do = "give some with --rule, such as --rule 'train.final_loss < 1'"
         raise UsageError("the recipe of this run has no gate", where=str(run.path), do=do)

@@ -32,12 +32,12 @@ def run_publish(args: argparse.Namespace) -> int:
     """Publish and say where. The record of the run's own `publish` stage is left as it is."""
     import dataclasses
 
-    from tunesmith import pipeline, stage_process
+    from tunesmith import stage_process
     from tunesmith.publish import stage
     from tunesmith.store.run_dir import find_run
 
     run = find_run(args.run, args.output_dir)
-    recipe = pipeline.load_resolved(run)
+    recipe = stage_process.load_resolved(run)
     recipe = dataclasses.replace(recipe, publish=_places(args, recipe))
     if args.dry_run:
         return _list(recipe, stage.prepare(recipe, run), as_json=args.json)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+    from tunesmith.store.run_dir import RunDir
+
 STAGE_NAMES = ("data", "train", "merge", "evaluate", "bench", "gate", "report", "publish")
 
 
@@ -65,8 +67,7 @@ def add_arguments_stage(parser: argparse.ArgumentParser) -> None:
 
 def run_stage(args: argparse.Namespace) -> int:
     """Run one stage in this process, from the run's own resolved recipe."""
-    from tunesmith import pipeline, stage_process, summary
-    from tunesmith.errors import TunesmithError, refused_by_the_machine
+    from tunesmith import stage_process
     from tunesmith.process import die_with_parent
     from tunesmith.store.run_dir import find_run
 
@@ -74,27 +75,42 @@ def run_stage(args: argparse.Namespace) -> int:
         die_with_parent()  # ranks are children of a launcher that does not see to it
         if stage_process.is_orphan():
             return 1
+        if args.run == stage_process.TOLD_LATER:
+            stage_process.import_stage(args.stage)
+            args.run = stage_process.told_run()
+            if args.run is None:
+                return 0
+        return _run_child(args.stage, find_run(args.run, args.output_dir))
+    from tunesmith import pipeline, summary
+
     run_dir = find_run(args.run, args.output_dir)
-    if args.child:
-        stage_process.forget_error(args.stage, run_dir)  # of ranks that have started again
-        try:
-            record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
-        except TunesmithError as error:
-            return stage_process.leave_error(args.stage, run_dir, error)
-        except OSError as error:
-            problem = refused_by_the_machine(error)
-            if problem is None:
-                raise
-            return stage_process.leave_error(args.stage, run_dir, problem)
-        if stage_process.is_first_rank():
-            run_dir.save(record)
-            stage_process.forget_error(args.stage, run_dir)
-        return 0
+    recipe = stage_process.load_resolved(run_dir)
     if not stage_process.is_first_rank():  # of ranks that torchrun started: rank 0 holds the lock and writes the record
-        pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
+        pipeline.run_in_process(args.stage, recipe, run_dir)
         return 0
     with run_dir.locked():
-        record = pipeline.run_in_process(args.stage, pipeline.load_resolved(run_dir), run_dir)
+        record = pipeline.run_in_process(args.stage, recipe, run_dir)
         run_dir.save(record)
     print(summary.line(args.stage, record))
+    return 0
+
+
+def _run_child(stage: str, run_dir: RunDir) -> int:
+    """Run a stage for the pipeline that waits for it, which has taken the lock and will read the record."""
+    from tunesmith import stage_process
+    from tunesmith.errors import TunesmithError, refused_by_the_machine
+
+    stage_process.forget_error(stage, run_dir)  # of ranks that have started again
+    try:
+        record = stage_process.run_here(stage, stage_process.load_resolved(run_dir), run_dir)
+    except TunesmithError as error:
+        return stage_process.leave_error(stage, run_dir, error)
+    except OSError as error:
+        problem = refused_by_the_machine(error)
+        if problem is None:
+            raise
+        return stage_process.leave_error(stage, run_dir, problem)
+    if stage_process.is_first_rank():
+        run_dir.save(record)
+        stage_process.forget_error(stage, run_dir)
     return 0

@@ -117,12 +117,12 @@ def add_arguments_report(parser: argparse.ArgumentParser) -> None:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    from tunesmith import pipeline
+    from tunesmith import stage_process
     from tunesmith.report import stage
     from tunesmith.store.run_dir import find_run
 
     run = find_run(args.run, args.output_dir)
-    record = stage.run(pipeline.load_resolved(run), run)
+    record = stage.run(stage_process.load_resolved(run), run)
     path = run.absolute(record.path)
     if args.markdown:
         print(run.absolute(record.summary).read_text(encoding="utf-8"), end="")

@@ -100,9 +100,9 @@ class Builder:
                     bad = _BadRows(source.path, quarantine)
                     self._add_source(source, split, (train, validation), bad, workers, progress)
             self._refuse_overlong()
-            train.close({})
+            train.close({"id_limit": limit})
             if self.counts["validation"]:
-                validation.close({})
+                validation.close({"id_limit": limit})
         if not self.counts["quarantined"]:
             (self.directory / "quarantine.jsonl").unlink()
         fields = {f.name for f in dataclasses.fields(RowCounts)}

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.artifacts import Checkpoint, Dataset
-from tunesmith.errors import EnvironmentProblem, TrainError, missing_extra
+from tunesmith.errors import EnvironmentProblem, TrainError
 from tunesmith.hardware import num_cpus, probe
 from tunesmith.model.headers import read_headers
+from tunesmith.model.imports import import_libraries
 from tunesmith.model.locate import locate
 from tunesmith.recipe.effects import WITHOUT_EFFECT
 from tunesmith.recipe.schema import Recipe
@@ -66,10 +67,9 @@ def identity_of(recipe: Recipe, dataset: Dataset, base: Path) -> str:
 def _train(
     recipe: Recipe, run_dir: RunDir, dataset: Dataset, base: Path, identity: str, stop: StopSignals
 ) -> Checkpoint:
-    try:
-        import torch
-    except ImportError:
-        raise missing_extra("torch", "train", needed_for="training") from None
+    import_libraries()
+    import torch
+
     from tunesmith.model.load import pick_device
     from tunesmith.train import world
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,16 @@ def test_four_bit_layers_survive_a_forward_without_gradients(tmp_path: Path) -> 
     for name, weight in layers.items():
         assert torch.equal(base_weight(model.get_submodule(name).inner), weight), name
     assert torch.equal(model.train()(input_ids=ids).logits, first)
+
+
+def test_what_transformers_takes_along_is_left_out_and_stays_importable() -> None:
+    program = (
+        "import gc, sys\n"
+        "from tunesmith.model.imports import import_libraries\n"
+        "import_libraries()\n"
+        "assert {'torch', 'transformers'} <= set(sys.modules) and not {'scipy', 'accelerate'} & set(sys.modules)\n"
+        "assert gc.isenabled()\n"
+        "import scipy, accelerate, transformers.models.llama.modeling_llama"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

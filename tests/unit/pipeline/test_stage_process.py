@@ -1,9 +1,11 @@
-"""Errors that ranks leave, and whether they start again."""
+"""Errors that ranks leave, and whether they start again; processes that are started before their turn."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith import stage_process
-from tunesmith.errors import Interrupted, RankLost, TrainError
+from tunesmith.artifacts import Weights
+from tunesmith.errors import Interrupted, RankLost, RecipeError, StageError, TrainError
 from tunesmith.store.run_dir import RunDir
 
 WAIT_SECONDS = 0.2
@@ -68,3 +71,60 @@ def test_a_rank_whose_launcher_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stage_process.is_orphan()
     monkeypatch.setenv("TUNESMITH_LAUNCHER", str(os.getpid()))
     assert stage_process.is_orphan()
+
+
+# Merging stands for any stage here: its process imports little before it is told its run.
+
+
+def started(early: stage_process.Early) -> int:
+    early.start("merge")
+    assert early._child is not None
+    return early._child.pid
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_process_started_early_is_told_its_run(tmp_path: Path) -> None:
+    """The run's path may hold anything; what the process says about it comes back."""
+    run_dir = RunDir(tmp_path / "ü run")
+    run_dir.stage("merge").mkdir(parents=True)
+    run_dir.write_run({"stages": {}})
+    with stage_process.Early() as early:
+        pid = started(early)
+        early.start("merge")
+        assert early._child is not None and early._child.pid == pid, "once is enough"
+        with pytest.raises((StageError, RecipeError), match="resolved"):
+            stage_process.run("merge", run_dir, Weights, early=early)
+        assert early._child is None and not is_there(pid)
+
+
+def test_a_process_started_early_and_not_used_is_ended(tmp_path: Path) -> None:
+    with stage_process.Early() as early:
+        pid = started(early)
+        assert early.take("train", RunDir(tmp_path)) is None, "it is another stage's"
+        assert is_there(pid)
+    assert not is_there(pid)
+
+
+def test_a_process_started_early_that_died_is_replaced(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    run_dir.stage("merge").mkdir()
+    with stage_process.Early() as early:
+        started(early)
+        assert early._child is not None
+        early._child.kill()
+        early._child.wait()
+        assert early.take("merge", run_dir) is None
+        with pytest.raises((StageError, RecipeError)):
+            stage_process.run("merge", run_dir, Weights, early=early)
+
+
+def test_a_process_started_early_ends_with_its_pipeline() -> None:
+    command = [sys.executable, "-m", "tunesmith", "stage", "merge", stage_process.TOLD_LATER, "--child"]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
