@@ -19,34 +19,18 @@ from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.merge.plan import Operation
-from tunesmith.merge.ring import anonymous
 from tunesmith.model.adapter_mix import Mix
 from tunesmith.model.adapters import Change, fold_into
 from tunesmith.model.headers import TensorInfo
 from tunesmith.model.load import DTYPES
 from tunesmith.model.nf4 import round_trip
+from tunesmith.model.scratch import Scratch
 from tunesmith.model.weights import TORCH_DTYPES, read_into
 
 # Read, folded, rounded and hashed while they lie in the processor's cache: 4 MiB of float32.
 BLOCK_ELEMENTS = 1 << 20
 _FEWEST_ROWS = 16
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
-
-
-class Scratch:
-    """One thread's memory for blocks in the making, used again for the next."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, num_elements: int, dtype: torch.dtype) -> Tensor:
-        """Return a flat tensor; what it held before is lost. Large ones are not kept."""
-        num_bytes = num_elements * dtype.itemsize
-        if num_bytes > 32 * BLOCK_ELEMENTS:
-            return torch.empty(num_elements, dtype=dtype)
-        if num_bytes and (name not in self._kept or self._kept[name].numel() < num_bytes):
-            self._kept[name] = anonymous(num_bytes)
-        return self._kept[name][:num_bytes].view(dtype)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Both models compute in float32 with weights read from their files as they are ne
 rounding the merged weights did, and the memory is that of a few tensors. On the side of base + adapter nothing is
 folded: adapters act on the activations, as they do in training.
 
-Then each adapted layer is compared by itself, on the inputs that it had. Of a model that cannot be computed from its
-files (experts under other names in the files than in memory) only the layers are compared, on random inputs; the proof
-says so.
+On the way each adapted layer is compared by itself, on some of the inputs that it had. Of a model that cannot be
+computed from its files (experts under other names in the files than in memory) only the layers are compared, on random
+inputs; the proof says so.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tunesmith.errors import MergeError
 from tunesmith.merge.plan import Operation
 from tunesmith.model.adapter_mix import Mix, Share
 from tunesmith.model.adapters import Change
-from tunesmith.model.headers import read_headers
+from tunesmith.model.headers import TensorInfo, read_headers
 from tunesmith.model.load import DTYPES
 from tunesmith.model.streamed import (
+    Aside,
     NotStreamable,
     Part,
     StreamedLinear,
-    adapted,
     streamed_logits,
     streamed_model,
 )
@@ -72,32 +72,26 @@ class Before:
     quantised_from: str
     trust_remote_code: bool = False
 
-    def parts(self, quantised: Sequence[str] | None = None, inputs: dict[str, Tensor] | None = None) -> dict[str, Part]:
+    def parts(self, quantised: Sequence[str] | None = None, seen: dict[str, Seen] | None = None) -> dict[str, Part]:
         """Return where each tensor comes from.
 
         Args:
             quantised: names of tensors that go through NF4; None for those of the plan.
-            inputs: is filled with what the adapted layers are given for a few tokens.
+            seen: is filled with what the adapted layers make of a few tokens.
         """
-        parts = {name: self.part(name, quantised) for name in self.operations}
-        if inputs is not None:
-            for name in self._layers():
-                parts[name] = dataclasses.replace(parts[name], watch=partial(_keep, inputs, name))
+        parts = {name: self._part(name, quantised) for name in self.operations}
+        if seen is not None:
+            for name in self.layers():
+                parts[name] = dataclasses.replace(parts[name], watch=partial(_keep, seen, name))
         return parts
 
-    def part(self, name: str, quantised: Sequence[str] | None = None) -> Part:
-        """Return where one tensor comes from."""
+    def _part(self, name: str, quantised: Sequence[str] | None) -> Part:
         operation = self.operations[name]
         four_bit = operation.is_quantised if quantised is None else name in quantised
         return Part(operation.source, self._reader(operation.shares), DTYPES[self.quantised_from] if four_bit else None)
 
-    def random_inputs(self) -> dict[str, Tensor]:
-        """Return inputs for the adapted layers of a model that cannot be computed."""
-        generator = torch.Generator().manual_seed(0)
-        sizes = {name: self.operations[name].shares[0].layer.parts["A"].shape[1] for name in self._layers()}
-        return {name: torch.randn(_WATCHED_TOKENS, size, generator=generator) for name, size in sizes.items()}
-
-    def _layers(self) -> list[str]:
+    def layers(self) -> list[str]:
+        """Return the names of the adapted linear layers' weights."""
         return [n for n, o in self.operations.items() if o.shares and not o.shares[0].layer.on_embedding]
 
     def _reader(self, shares: tuple[Share, ...]) -> Callable[[], Change] | None:
@@ -105,9 +99,21 @@ class Before:
         return (lambda: mix.change(shares)) if shares and mix is not None else None
 
 
-def _keep(inputs: dict[str, Tensor], name: str, x: Tensor) -> None:
-    """Keep some of a layer's inputs, from all over the prompts."""
-    inputs[name] = x[:: max(1, len(x) // _WATCHED_TOKENS)][:_WATCHED_TOKENS].clone()
+@dataclass(frozen=True)
+class Seen:
+    """What a layer with its adapter makes of a few tokens: x (n, in), y (out, n), and Σ(y - W·xᵀ)²."""
+
+    x_nI: Tensor
+    y_On: Tensor
+    effect: float
+
+
+def _keep(seen: dict[str, Seen], name: str, x_NI: Tensor, plain_ON: Tensor, y_ON: Tensor) -> None:
+    """Keep some of a layer's inputs, from all over the prompts, and their outputs."""
+    step = max(1, len(x_NI) // _WATCHED_TOKENS)
+    chosen = slice(0, step * _WATCHED_TOKENS, step)
+    y_On = y_ON[:, chosen].clone()
+    seen[name] = Seen(x_NI[chosen].clone(), y_On, float((y_On - plain_ON[:, chosen]).square().sum()))
 
 
 def num_probe_tokens(num_parameters: int) -> int:
@@ -124,15 +130,16 @@ def prove(before: Before, merged: Path, probes: list[Probe], dtype: str) -> dict
     Raises:
         MergeError: they differ by more than rounding does.
     """
-    inputs: dict[str, Tensor] = {}
+    seen: dict[str, Seen] = {}
+    errors: dict[str, tuple[float, float]] = {}
     try:
-        first = _logits(merged, before.parts(inputs=inputs), probes, before)
-        second = _logits(merged, _parts_of(merged), probes, before)
+        first = _logits(merged, before.parts(seen=seen), probes, before)
+        second = _logits(merged, _parts_of(merged, seen, errors), probes, before)
         found = _compared(first, second, probes)
     except NotStreamable as reason:
-        inputs = before.random_inputs()
-        found = {"compared": f"outputs of {len(inputs)} adapted layers on random inputs, since {reason}"}
-        found |= {"num_prompts": 0, "num_tokens": _WATCHED_TOKENS * len(inputs)}
+        _compute_layers(before, merged, seen, errors)
+        found = {"compared": f"outputs of {len(seen)} adapted layers on random inputs, since {reason}"}
+        found |= {"num_prompts": 0, "num_tokens": _WATCHED_TOKENS * len(seen)}
     proof = found | {"compute_dtype": "float32", "merged_dtype": dtype}
     do = "nothing was written; please report this with the recipe"
     if "logit_range" in found:
@@ -141,7 +148,7 @@ def prove(before: Before, merged: Path, probes: list[Probe], dtype: str) -> dict
         if not largest <= allowed:  # also when it is NaN
             what = f"the merged model differs from base + adapter by {largest:.3g} in its logits; "
             raise MergeError(f"{what}rounding explains at most {allowed:.3g}", where=str(merged), do=do)
-    proof |= _compared_layers(before, merged, inputs, dtype)
+    proof |= _compared_layers(seen, errors, dtype)
     if not proof["worst_layer_in_roundings"] <= _MOST_ROUNDINGS:
         what = f"the merged layer {proof['worst_layer']!r} differs from base + adapter by "
         what += f"{proof['worst_layer_in_roundings']:.3g} times what rounding explains"
@@ -149,8 +156,24 @@ def prove(before: Before, merged: Path, probes: list[Probe], dtype: str) -> dict
     return proof
 
 
-def _parts_of(directory: Path) -> dict[str, Part]:
-    return {name: Part(info) for name, info in read_headers(directory).items()}
+def _parts_of(merged: Path, seen: Mapping[str, Seen], errors: dict[str, tuple[float, float]]) -> dict[str, Part]:
+    """Return where each tensor of the merged model comes from.
+
+    Args:
+        seen: of base + adapter.
+        errors: is filled with each layer's Σ(y' - y)² on the same inputs, and Σ x²·w² of its weights.
+    """
+
+    def part(name: str, info: TensorInfo) -> Part:
+        if name not in seen:
+            return Part(info)
+
+        def take(y_On: Tensor, squares: float) -> None:
+            errors[name] = float((y_On - seen[name].y_On).square().sum()), squares
+
+        return Part(info, aside=Aside(seen[name].x_nI, take))
+
+    return {name: part(name, info) for name, info in read_headers(merged).items()}
 
 
 def _logits(config: Path, parts: dict[str, Part], probes: list[Probe], before: Before) -> list[Tensor]:
@@ -222,40 +245,35 @@ def _loss(logits: list[Tensor], probes: list[Probe]) -> float:
 
 
 @torch.no_grad()
-def _compared_layers(before: Before, merged: Path, inputs: dict[str, Tensor], dtype: str) -> dict[str, Any]:
+def _compute_layers(
+    before: Before, merged: Path, seen: dict[str, Seen], errors: dict[str, tuple[float, float]]
+) -> None:
+    """Compute the adapted layers of a model that cannot be computed, on random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    first = before.parts(seen=seen)
+    for name in before.layers():
+        size = before.operations[name].shares[0].layer.parts["A"].shape[1]
+        x = torch.randn(_WATCHED_TOKENS, size, generator=generator)
+        StreamedLinear(first[name], transposed=before.operations[name].is_transposed)(x)
+    second = _parts_of(merged, seen, errors)
+    for name, found in seen.items():
+        StreamedLinear(second[name], transposed=before.operations[name].is_transposed)(found.x_nI[:0])
+
+
+def _compared_layers(seen: Mapping[str, Seen], errors: Mapping[str, tuple[float, float]], dtype: str) -> dict[str, Any]:
     """Compare each adapted layer's outputs on the same inputs, in units of what rounding its weights is expected to do.
 
     Logits may hide a small change that got lost in one layer; here it is seen as long as rounding itself leaves it.
     The unit is the length that errors of half a step in every weight, of random sign, give the outputs.
     """
-    after = read_headers(merged)
+    if not seen:
+        return {"worst_layer_in_roundings": 0.0}
     worst, worst_name = 0.0, ""
-    errors, changes = 0.0, 0.0
-    for name, x in inputs.items():
-        part, transposed = before.part(name), before.operations[name].is_transposed
-        found = _layer_errors(
-            StreamedLinear(part, transposed=transposed), StreamedLinear(Part(after[name]), transposed=transposed), x
-        )
-        error, change, squares = found
-        errors, changes = errors + error, changes + change
+    for name in seen:
+        error, squares = errors.get(name, (math.inf, 0.0))  # a layer that the merged model does not have
         unit = _STEPS[dtype] / 2 * math.sqrt(squares) + 1e-30
         if not math.sqrt(error) / unit <= worst:
             worst, worst_name = math.sqrt(error) / unit, name
-    if not inputs:
-        return {"worst_layer_in_roundings": 0.0}
-    share = math.sqrt(errors / changes) if changes else 0.0
+    total, changes = sum(errors[name][0] for name in errors), sum(found.effect for found in seen.values())
+    share = math.sqrt(total / changes) if changes else 0.0
     return {"worst_layer": worst_name, "worst_layer_in_roundings": worst, "rounded_share_of_change": share}
-
-
-def _layer_errors(first: StreamedLinear, second: StreamedLinear, x: Tensor) -> tuple[float, float, float]:
-    """Return sums of squares: of the outputs' differences, of the adapter's effect, and of weights times inputs."""
-    change = first.change()
-    low = change.low(x) if change else None
-    error = effect = squares = 0.0
-    for (rows, weight), (_, folded) in zip(first.chunks(), second.chunks(), strict=True):
-        plain = x @ weight.T
-        y = adapted(plain, weight, low, change, rows)
-        error += float((x @ folded.T - y).square().sum())
-        effect += float((y - plain).square().sum())
-        squares += float((x.square() @ folded.square().T).sum())
-    return error, effect, squares

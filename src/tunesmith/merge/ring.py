@@ -14,22 +14,15 @@ import mmap
 import os
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from tunesmith.model.scratch import anonymous
 
 _PIECE_BYTES = 8 << 20
 _NUM_PIECES = 8  # as much as the disk may fall behind for a moment
 _PAGE_BYTES = mmap.PAGESIZE  # direct writes begin and end at pages, in the file and in memory
 _WRITEBACK_BYTES = 64 << 20
 _DIRECT = getattr(os, "O_DIRECT", 0)
-
-
-def anonymous(num_bytes: int) -> Tensor:
-    """Return memory of the process's own as flat uint8; in huge pages where the system has them, which saves time."""
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError, AttributeError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class Ring:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from tunesmith.hardware import num_cpus
-from tunesmith.merge.fold import Block, Folding, Scratch
+from tunesmith.merge.fold import Block, Folding
 from tunesmith.merge.plan import Operation
 from tunesmith.merge.ring import Output, Ring
 from tunesmith.model.headers import INDEX
+from tunesmith.model.scratch import Scratch
 from tunesmith.model.weights import Planned, header_of, plan_shards, shard_names
 from tunesmith.store import files
 

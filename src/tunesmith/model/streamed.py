@@ -23,15 +23,29 @@ from tunesmith.errors import missing_extra
 from tunesmith.model.adapters import Change, is_transposed, row_norms
 from tunesmith.model.headers import TensorInfo
 from tunesmith.model.nf4 import round_trip
+from tunesmith.model.scratch import Scratch
 from tunesmith.model.weights import read_rows, read_tensor
 
 _LARGE_ELEMENTS = 1 << 16
-_CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32: small enough for the allocator to use the same memory again
+_CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 
 
 class NotStreamable(Exception):
     """The model has large weights in modules that are neither linear nor embeddings, or under other names."""
+
+
+@dataclass(frozen=True)
+class Aside:
+    """More inputs of a linear layer, whose outputs are taken in the same pass over its file, and go nowhere.
+
+    Attributes:
+        x_nI: the inputs.
+        take: is given the outputs (out, n), and the sum over all of Σ x²·w².
+    """
+
+    x_nI: Tensor
+    take: Callable[[Tensor, float], None]
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,16 @@ class Part:
     Attributes:
         read_change: what adapters do to it; their product is added to the layer's output, nothing is folded.
         quantised_from: its values go through NF4 first, from this number format.
-        watch: is shown the inputs of the linear layer, (tokens, in).
+        watch: is shown the linear layer's inputs (tokens, in), and its outputs without bias (out, tokens): those of
+            the weight alone, and those with what adapters do.
+        aside: what else the weight is multiplied with.
     """
 
     info: TensorInfo
     read_change: Callable[[], Change] | None = None
     quantised_from: torch.dtype | None = None
-    watch: Callable[[Tensor], None] | None = None
+    watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    aside: Aside | None = None
 
 
 class _LargeNowhere(TorchFunctionMode):
@@ -101,6 +118,7 @@ def streamed_model(directory: Path, parts: Mapping[str, Part], *, trust_remote_c
 def _wire(model: Any, parts: Mapping[str, Part]) -> None:
     """Let every weight come from its file."""
     names = dict(model.named_parameters(remove_duplicate=False))
+    scratch = Scratch()
     found = {name: _part_of(name, parts, model.base_model_prefix) for name in names}
     by_identity = {id(names[name]): part for name, part in found.items() if part is not None}
     for name, parameter in names.items():
@@ -113,7 +131,8 @@ def _wire(model: Any, parts: Mapping[str, Part]) -> None:
             if found[name] is None and part.read_change is not None:  # an embedding that is the head, too
                 part = dataclasses.replace(part, read_change=_turned(part.read_change))
             bias = names.get(f"{module_name}.bias")
-            streamed = StreamedLinear(part, transposed=is_transposed(module), bias=bias, weight=parameter)
+            turned = is_transposed(module)
+            streamed = StreamedLinear(part, transposed=turned, bias=bias, weight=parameter, scratch=scratch)
             _set(model, module_name, streamed)
         elif attribute == "weight" and isinstance(module, nn.Embedding):
             module.padding_idx = None  # rows are renumbered
@@ -153,7 +172,10 @@ def _set(model: Any, name: str, module: nn.Module) -> None:
 
 
 class StreamedLinear(nn.Module):
-    """x·Wᵀ + bias of a weight in a file, and what adapters add to it."""
+    """x·Wᵀ + bias of a weight in a file, and what adapters add to it.
+
+    Shapes: N the layer's inputs, n those of an aside, M both, I features in, O out, r rank.
+    """
 
     def __init__(
         self,
@@ -162,36 +184,61 @@ class StreamedLinear(nn.Module):
         transposed: bool,
         bias: nn.Parameter | None = None,
         weight: nn.Parameter | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         super().__init__()
         self._part, self._is_transposed = part, transposed
+        self._scratch = scratch or Scratch()
         self.bias = bias
         self.weight = weight  # some models ask for its number format; it may have no memory
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.change()
-        x_NI = x.reshape(-1, x.shape[-1])
-        if self._part.watch is not None:
-            self._part.watch(x_NI)
-        low_Nr = change.low(x_NI) if change else None
-        y_NO = torch.cat([adapted(x_NI @ w.T, w, low_Nr, change, rows) for rows, w in self.chunks()], dim=1)
-        y_NO = y_NO if self.bias is None else y_NO + self.bias
+        x_NI, aside = x.reshape(-1, x.shape[-1]), self._part.aside
+        y_OM = self._products(x_NI if aside is None else torch.cat([x_NI, aside.x_nI]))
+        y_NO = y_OM[:, : len(x_NI)].T.contiguous()
+        if self.bias is not None:
+            y_NO += self.bias
         return y_NO.view(*x.shape[:-1], y_NO.shape[1])
 
-    def change(self) -> Change | None:
-        """Read what adapters do to the layer."""
+    def _products(self, x_MI: Tensor) -> Tensor:
+        """Return W'·xᵀ, (out, M): that way round every part of W gives a part of the memory."""
+        change, watch, aside = self._change(), self._part.watch, self._part.aside
+        x_IM, low_rM = x_MI.T.contiguous(), change.low(x_MI).T if change else None
+        squared_I = aside.x_nI.square().sum(0) if aside else None
+        y_OM = torch.empty(self._shape()[0], len(x_MI))
+        plain_OM = torch.empty_like(y_OM) if watch else None
+        squares = 0.0
+        for rows, weight in self._chunks():
+            y = torch.mm(weight, x_IM, out=y_OM[rows])
+            if plain_OM is not None:
+                plain_OM[rows] = y
+            if change is not None and low_rM is not None:
+                _adapt(y, weight, low_rM, change.of_rows(rows))
+            if squared_I is not None:
+                squares += float(weight.square_().mv(squared_I).sum(dtype=torch.float64))
+        if watch and plain_OM is not None:
+            watch(x_MI, plain_OM, y_OM)
+        if aside:
+            aside.take(y_OM[:, len(x_MI) - len(aside.x_nI) :], squares)
+        return y_OM
+
+    def _change(self) -> Change | None:
         return self._part.read_change() if self._part.read_change else None
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the weight, (out, in), some outputs at a time, in float32."""
-        shape = self._part.info.shape
-        num_outputs, num_inputs = reversed(shape) if self._is_transposed else shape
+    def _shape(self) -> tuple[int, int]:
+        first, second = self._part.info.shape
+        return (second, first) if self._is_transposed else (first, second)
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the weight, (out, in), some outputs at a time, in float32, and in memory that the next takes over."""
+        num_outputs, num_inputs = self._shape()
         whole = self._whole() if self._is_transposed or self._part.quantised_from else None
         step = max(1, _CHUNK_ELEMENTS // max(1, num_inputs))
         for begin in range(0, num_outputs, step):
             end = min(begin + step, num_outputs)
-            weight = whole[begin:end] if whole is not None else read_rows(self._part.info, begin, end)
-            yield slice(begin, end), weight.to(torch.float32)
+            read = whole[begin:end] if whole is not None else read_rows(self._part.info, begin, end, self._scratch)
+            weight = self._scratch.take("wide", read.numel(), torch.float32).view(read.shape)
+            yield slice(begin, end), weight.copy_(read)
 
     def _whole(self) -> Tensor:
         weight = read_tensor(self._part.info)
@@ -200,15 +247,12 @@ class StreamedLinear(nn.Module):
         return weight.T if self._is_transposed else weight
 
 
-def adapted(y_NO: Tensor, weight: Tensor, low_Nr: Tensor | None, change: Change | None, rows: slice) -> Tensor:
-    """Return x·W'ᵀ for some outputs, from x·Wᵀ and s·x·Aᵀ: nothing is folded."""
-    if change is None or low_Nr is None:
-        return y_NO
-    of_rows = change.of_rows(rows)
-    y_NO = y_NO + low_Nr @ of_rows.B.T
-    if of_rows.magnitude is not None:
-        y_NO *= of_rows.magnitude / row_norms(weight + of_rows.scaling * (of_rows.B @ of_rows.A))
-    return y_NO
+def _adapt(y: Tensor, weight: Tensor, low_rM: Tensor, change: Change) -> None:
+    """Turn W·xᵀ into W'·xᵀ for some outputs, from s·A·xᵀ: nothing is folded. DoRA's norms take the weight's memory."""
+    y.addmm_(change.B, low_rM)
+    if change.magnitude is not None:
+        moved = weight.addmm_(change.B, change.A, alpha=change.scaling)
+        y *= (change.magnitude / row_norms(moved)).view(-1, 1)
 
 
 class _Rows:

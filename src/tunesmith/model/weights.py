@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.model.headers import BITS, SINGLE, TensorInfo
+from tunesmith.model.scratch import Scratch
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -36,19 +37,22 @@ def read_tensor(info: TensorInfo) -> Tensor:
     return _read(info, info.start, info.end).reshape(info.shape)
 
 
-def read_rows(info: TensorInfo, begin: int, end: int) -> Tensor:
+def read_rows(info: TensorInfo, begin: int, end: int, scratch: Scratch | None = None) -> Tensor:
     """Read rows [begin, end) of a tensor.
+
+    Args:
+        scratch: whose memory `read` is filled; None takes new memory.
 
     Raises:
         ModelError: the file ends before they do.
     """
     row_bytes = (info.end - info.start) // max(1, info.shape[0])
-    content = _read(info, info.start + begin * row_bytes, info.start + end * row_bytes)
+    content = _read(info, info.start + begin * row_bytes, info.start + end * row_bytes, scratch)
     return content.reshape(end - begin, *info.shape[1:])
 
 
-def _read(info: TensorInfo, start: int, end: int) -> Tensor:
-    content = torch.empty(end - start, dtype=torch.uint8)
+def _read(info: TensorInfo, start: int, end: int, scratch: Scratch | None = None) -> Tensor:
+    content = (scratch or Scratch()).take("read", end - start, torch.uint8)
     if end > start:
         with info.file.open("rb", buffering=0) as file:
             read_into(file.fileno(), memoryview(content.numpy()), start, info.file)

@@ -13,9 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tunesmith.merge import ring  # noqa: E402
-from tunesmith.merge.fold import Block, Scratch  # noqa: E402
+from tunesmith.merge.fold import Block  # noqa: E402
 from tunesmith.merge.ring import Output, Ring  # noqa: E402
 from tunesmith.merge.write import _Writing  # noqa: E402
+from tunesmith.model.scratch import Scratch  # noqa: E402
 
 PIECE_BYTES = 16 << 10
 # Empty ones, odd ones, pages, more than a piece; together some rings.
