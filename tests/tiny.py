@@ -151,11 +151,13 @@ def recipe_for(
     )
 
 
-def run_with_rows(path: Path, *, num_rows: int = 24, num_held_out: int = 0, objective: str = "sft") -> RunDir:
+def run_with_rows(
+    path: Path, *, num_rows: int = 24, num_held_out: int = 0, objective: str = "sft", shared: bool = False
+) -> RunDir:
     """Return a run directory whose data stage is done."""
     run_dir = RunDir(path)
     segments = 3 if objective == "dpo" else 1
-    counts = write_rows(run_dir.train_tokens, num_rows=num_rows, segments=segments)
+    counts = write_rows(run_dir.train_tokens, num_rows=num_rows, segments=segments, shared=shared)
     if num_held_out:
         write_rows(run_dir.validation_tokens, num_rows=num_held_out, segments=segments, seed=99)
     run_dir.save(

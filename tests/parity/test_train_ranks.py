@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_model(place / "tied", tied=True, seed=2)
     tiny.write_model(place / "narrow", dtype="bfloat16", seed=3)
     for objective in ("sft", "dpo"):
-        tiny.run_with_rows(place / objective, num_rows=worker.NUM_ROWS, objective=objective)
+        tiny.run_with_rows(place / objective, num_rows=worker.NUM_ROWS, objective=objective, shared=True)
     for training in worker.TRAININGS:
         for size in (1, 2):
             rows = {"num_rows": 11, "num_held_out": 5, "objective": training.objective}
@@ -82,17 +82,19 @@ def log_probabilities(model: Any, batch: tuple[Any, Any, Any]) -> Any:
 
 
 def plain(place: Path, objective: str, method: str, num_rows: int) -> dict[str, Any]:
-    """Return loss and gradients of transformers' own forward pass over one padded batch."""
+    """Return loss and gradients of transformers' own forward pass over one padded batch, in float64."""
     recipe = worker.recipe_of(place, "base", objective, method, "ddp")
     settings = Model("x", dtype="float32", attn_implementation="eager")
     model = load_model(place / "base", settings, four_bit=False, device=torch.device("cpu"))
     batch = big_batch(Shards(RunDir(place / objective).train_tokens), range(num_rows))
     with torch.no_grad():
-        reference = log_probabilities(model, batch)
+        reference = log_probabilities(model.double(), batch)
+    model.float()
     if method != "full":
         attach(model, AdapterSettings.of(recipe.train.lora, method), seed=recipe.seed)
     moved = Moved(model)
     worker.shake(moved.weights)
+    model.double()
     if objective == "sft":
         loss = model(input_ids=batch[0], attention_mask=batch[1], labels=batch[2], use_cache=False).loss
     else:

@@ -163,7 +163,7 @@ def test_sft_equals_trl(base: Path, tmp_path: Path, method: str, ours_at_once: i
         lora={"r": 5, "alpha": 12.0},
         **settings,
     )
-    run_dir = tiny.run_with_rows(tmp_path / "run")
+    run_dir = tiny.run_with_rows(tmp_path / "run", shared=True)
     rows = in_order(recipe, run_dir, sft_columns)
     expected = theirs(recipe, rows, tmp_path, per_device_train_batch_size=theirs_at_once)
     assert_equal(ours(recipe, run_dir), expected)
@@ -183,7 +183,7 @@ def test_dpo_equals_trl(base: Path, tmp_path: Path, loss_type: str) -> None:
         lr_scheduler_type="constant",
         lora={"r": 5, "alpha": 12.0},
     )
-    run_dir = tiny.run_with_rows(tmp_path / "run", objective="dpo")
+    run_dir = tiny.run_with_rows(tmp_path / "run", objective="dpo", shared=True)
     rows = in_order(recipe, run_dir, dpo_columns)
     expected = theirs(recipe, rows, tmp_path, per_device_train_batch_size=GLOBAL_BATCH)
     assert_equal(ours(recipe, run_dir), expected)
