@@ -30,7 +30,7 @@ from tunesmith.artifacts import (
 from tunesmith.errors import GateFailed, Interrupted, TunesmithError
 from tunesmith.gate.names import refuse_unknown
 from tunesmith.lineage import command_line, lineage
-from tunesmith.planning import benchmarks, gather_facts
+from tunesmith.planning import benchmarks, gather_facts, refuse_misnamed
 from tunesmith.recipe.dump import dump_recipe, dump_yaml
 from tunesmith.recipe.environment import redact
 from tunesmith.recipe.load import Loaded
@@ -175,8 +175,9 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
     refuse_unknown(loaded)
     model_path, facts = gather_facts(loaded.recipe)
     recipe, decisions = resolve(loaded.recipe, facts)
-    with loaded.located():
-        benchmarks(recipe)  # a name misspelt shows now, not after hours of training
+    with loaded.located():  # a name misspelt shows now, not after hours of work
+        refuse_misnamed(recipe, facts)
+        benchmarks(recipe)
     with stage_process.Early() as early:
         if _trains(recipe, until) and (new or not runs.list_runs(recipe.output_dir, recipe.name)):
             early.start("train")  # whatever the inputs' hashes will be

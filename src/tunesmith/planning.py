@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.estimate import DataEstimate, estimate
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.frozen import frozen
 from tunesmith.hardware import Hardware, probe
 from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
 from tunesmith.recipe.adapter_facts import adapter_sentence
+from tunesmith.recipe.adapter_fit import misnamed
 from tunesmith.recipe.effects import num_steps
 from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.memory import Lengths, MemoryEstimate, estimate_memory, num_trainable_parameters
 from tunesmith.recipe.resolve import Decision, resolve
 from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.typed import key_path
 from tunesmith.store.run_dir import cache_root
 
 _OPTIONAL_PACKAGES = ("vllm", "flash_attn", "bitsandbytes")
@@ -145,6 +148,7 @@ def _facts(model: ModelFacts, hardware: Hardware) -> Facts:
         max_position_embeddings=model.max_position_embeddings,
         checkpoint_dtype=model.dtype,
         activation=model.activation,
+        tied=model.tied,
         linears=model.linears,
         others=model.others,
     )
@@ -161,6 +165,7 @@ def plan(recipe: Recipe) -> Plan:
     model = model_facts(model_path)
     facts = _facts(model, hardware)
     tuned = _tuned(recipe)
+    refuse_misnamed(recipe, facts)
     resolved, decisions = resolve(recipe, facts)
     wanted = [("evaluate", resolved.evaluate), ("bench", resolved.bench), ("gate", resolved.gate)]
     first = ["data", "train", "merge"] if tuned is None else ["train", "merge"]
@@ -176,6 +181,17 @@ def plan(recipe: Recipe) -> Plan:
         stages=stages + (["publish"] if resolved.publish else []),
         benchmarks=benchmarks(resolved),
     )
+
+
+def refuse_misnamed(recipe: Recipe, facts: Facts) -> None:
+    """Refuse names of layers that the model does not have.
+
+    Raises:
+        RecipeError: with each of them, at its key.
+    """
+    found = [TunesmithError(m.what, where=key_path(m.path), do=m.do) for m in misnamed(recipe, facts)]
+    if found:
+        raise RecipeError(found)
 
 
 def benchmarks(recipe: Recipe) -> list[str]:

@@ -6,7 +6,8 @@ import math
 
 from tunesmith.recipe.schema import Train
 
-# They change speed, memory or what is kept on the way, never the result.
+# They change speed, memory or what is kept on the way, not the result. What is done about a bad step is among them: a
+# training that ended on one goes on under another policy.
 WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "data": ("num_workers",),
     "train": (

@@ -40,5 +40,6 @@ class Facts:
     max_position_embeddings: int | None = None
     checkpoint_dtype: str | None = None
     activation: str = ""  # of the MLPs, by transformers' name
+    tied: bool = False  # output head and embeddings share their matrix
     linears: tuple[Linear, ...] = ()
     others: tuple[Tensor, ...] = ()

@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
     num_processes, *words = arguments
     logging.disable(logging.ERROR)
     for each in _SIGNALS:
-        signal.signal(each, stop)
+        if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:  # nohup stays in force
+            signal.signal(each, stop)
     os.environ["TUNESMITH_LAUNCHER"] = str(os.getpid())  # read by `stage_process.is_orphan`
     config = LaunchConfig(
         min_nodes=1,
