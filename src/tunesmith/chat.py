@@ -318,7 +318,7 @@ def _how_to_ask(server: ServerProcess) -> str:
 
 def _read_tools(file: str) -> list[dict[str, Any]]:
     try:
-        declared = json.loads(Path(file).read_text(encoding="utf-8"))
+        declared = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the tools cannot be read: {error}", where=file, do="give a JSON list of declarations"

@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def test_bytes_that_are_no_text_are_asked_all_the_same(
     assert [message["content"] for message in first] == ["be brief ?", "caf\ufffd?"]
     assert second[-1]["content"] == "half ?"
     assert capsys.readouterr().out == "yes\n"
+
+
+def test_tools_of_an_editor_that_writes_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "tools.json"
+    file.write_bytes(b'\xef\xbb\xbf[{"name": "find"}]\r\n')
+    assert chat._read_tools(str(file)) == [{"type": "function", "function": {"name": "find"}}]
 
 
 def test_an_answer_that_was_stopped_is_in_no_conversation() -> None:

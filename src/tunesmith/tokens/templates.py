@@ -87,13 +87,17 @@ def _of_model(tokenizer: ChatTokenizer) -> str:
 def _of_file(chat_template: str) -> str:
     path = Path(chat_template)
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         near = nearest(chat_template, [*named_templates(), "model"])
         do = f"give `model`, one of {', '.join(named_templates())}, or a Jinja file"
         hint = f"did you mean {near!r}? Else {do}" if near else do
         reason = "is neither a known name nor a file" if not path.exists() else f"cannot be read: {error}"
         raise DataError(f"the chat template {chat_template!r} {reason}", where="data.chat_template", do=hint) from None
+    if text.startswith("\ufeff"):  # every conversation would begin with it, unseen
+        what = "the chat template begins with a byte-order mark, which would become part of every conversation"
+        raise DataError(what, where=str(path), do="save it as UTF-8 without a byte-order mark")
+    return text
 
 
 def _check_turn_end(tokenizer: ChatTokenizer, name: str) -> None:

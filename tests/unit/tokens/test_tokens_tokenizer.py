@@ -86,6 +86,9 @@ def test_unknown_names_and_broken_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not valid Jinja") as caught:
         template_for(tokenizer, str(file))
     assert caught.value.where == f"{file}:2"
+    file.write_bytes(b"\xef\xbb\xbf{{ messages }}")
+    with pytest.raises(DataError, match="byte-order mark"):
+        template_for(tokenizer, str(file))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="cannot be read"):
         template_for(tokenizer, str(file))
