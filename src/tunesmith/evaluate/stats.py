@@ -20,6 +20,7 @@ Verdict = Literal["improved", "regressed", "cannot tell"]
 SIGNIFICANCE = 0.05
 POWER = 0.8  # what `items_needed` plans for: a real difference is told in four of five comparisons
 Z_95, _Z_POWER = 1.959963984540054, 0.8416212335729143  # normal quantiles: two-sided 95 %, one-sided POWER
+_FEWEST_DISCORDANT = 6
 NUM_RESAMPLES = 4000
 NUM_SHUFFLES = 9999
 _FEW_KINDS = 16
@@ -121,7 +122,7 @@ def in_words(verdict: Verdict, num_items: int, num_needed: int | None) -> str:
     """Return a verdict as a sentence tells it, with what it would take where it cannot be told."""
     if verdict != "cannot tell":
         return verdict
-    words = f"cannot tell with {num_items:,} items"
+    words = f"cannot tell with {num_items:,} item{'s' if num_items != 1 else ''}"
     if num_needed is None:
         return f"{words}: no difference was seen"
     if num_needed <= num_items:  # exact tests ask for a little more than the normal approximation
@@ -138,7 +139,9 @@ def _two_digits(number: int) -> int:
 def items_needed(difference: float, discordant_fraction: float) -> int | None:
     """Return how many paired items tell a difference of two shares with 80 % power at the 5 % level.
 
-    Source: Connor 1987, Sample size for testing differences in proportions for the paired-sample design.
+    Source: Connor 1987, Sample size for testing differences in proportions for the paired-sample design. That is an
+    approximation for many items; with few, six that one model alone gets right are needed, for the exact test says
+    p = 2/2⁵ = 0.06 of five.
 
     Args:
         difference: of the shares, either sign; None is returned for 0, which no number of items tells.
@@ -149,7 +152,7 @@ def items_needed(difference: float, discordant_fraction: float) -> int | None:
         return None
     discordant = max(discordant_fraction, size)
     root = Z_95 * math.sqrt(discordant) + _Z_POWER * math.sqrt(discordant - size * size)
-    return math.ceil((root / size) ** 2)
+    return max(math.ceil((root / size) ** 2), math.ceil(_FEWEST_DISCORDANT / discordant))
 
 
 def items_needed_by_spread(difference: float, standard_error: float, num_items: int) -> int | None:
