@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
     return base, np.clip(base + rng.normal(0.03, 0.2, 150), 0, 1)
 
 
+@pytest.mark.parametrize("num_items", [8, 10, 30, 200, 5000])
+def test_tails_of_expanded_percentiles(num_items: int) -> None:
+    wide = scipy_stats.t.ppf(0.975, num_items - 1) * math.sqrt(num_items / (num_items - 1))
+    assert stats.expanded_tail(num_items) == pytest.approx(scipy_stats.norm.cdf(-wide), rel=0.01)
+
+
 def test_paired_bootstrap(pair: tuple[np.ndarray, np.ndarray]) -> None:
     base, tuned = pair
     expected = scipy_stats.bootstrap(
@@ -45,6 +52,7 @@ def test_paired_bootstrap(pair: tuple[np.ndarray, np.ndarray]) -> None:
         paired=True,
         vectorized=True,
         method="percentile",
+        confidence_level=1 - 2 * stats.expanded_tail(len(base)),
         n_resamples=20_000,
         rng=np.random.default_rng(1),
     ).confidence_interval

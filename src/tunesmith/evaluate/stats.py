@@ -66,13 +66,13 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def bootstrap_interval(statistics: Array, combine: Combine, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a metric when items are drawn again with replacement."""
-    return _percentiles(np.concatenate([combine(sums) for sums in _resampled_sums(statistics, seed)]))
+    """Return the 95 % interval of a metric when items are drawn again with replacement: expanded percentiles."""
+    return _percentiles(np.concatenate([combine(sums) for sums in _resampled_sums(statistics, seed)]), len(statistics))
 
 
 def paired_bootstrap_interval(base: Array, tuned: Array, combine: Combine, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of tuned minus base, both read on the same drawn items: percentiles (Efron 1979)."""
-    return _percentiles(_paired_differences(base, tuned, combine, seed))
+    """Return the 95 % interval of tuned minus base, both read on the same drawn items: expanded percentiles."""
+    return _percentiles(_paired_differences(base, tuned, combine, seed), len(base))
 
 
 def paired_standard_error(base: Array, tuned: Array, combine: Combine, seed: int) -> float:
@@ -192,7 +192,22 @@ def _chunks(total: int, num_items: int) -> Iterator[int]:
         total -= size
 
 
-def _percentiles(values: Array) -> tuple[float, float]:
-    tail = 100 * SIGNIFICANCE / 2
+def _percentiles(values: Array, num_items: int) -> tuple[float, float]:
+    tail = 100 * expanded_tail(num_items)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def expanded_tail(num_items: int) -> float:
+    """Return the share of resamples to leave out on each side for a 95 % interval.
+
+    The bootstrap's spread is too small by √((n-1)/n), and a normal's tails are too short where the spread is estimated,
+    too: with 2.5 % intervals hold the truth in 90 % of samples of ten. Source: Hesterberg 2015, "What teachers should
+    know about the bootstrap", expanded percentiles. Student's quantile comes from its expansion in 1/(n-1).
+    """
+    if num_items < 2:
+        return 0.0
+    z, freedom = Z_95, num_items - 1
+    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    student += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return 0.5 * math.erfc(math.sqrt(num_items / freedom) * student / math.sqrt(2))

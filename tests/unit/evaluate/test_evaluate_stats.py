@@ -96,6 +96,15 @@ def test_no_difference_is_rarely_called_one() -> None:
     assert called <= 20  # 10 expected; more than 20 happens once in a thousand
 
 
+def test_intervals_of_few_items_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(5)
+    held = 0
+    for trial in range(1000):
+        low, high = stats.bootstrap_interval(columns(rng.normal(0.5, 0.1, 10)), ratio, trial)
+        held += low <= 0.5 <= high
+    assert 925 <= held <= 975  # plain percentiles: about 900
+
+
 def test_ten_points_are_found_at_two_hundred_items() -> None:
     rng = np.random.default_rng(12)
     found = 0
