@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.evaluate.bfcl import plain_source, python_calls, tree_calls
+from tunesmith.evaluate.bfcl import plain_source, python_calls, python_tree, tree_calls
+from tunesmith.evaluate.bfcl.python_tree import Undecodable
 
 _WORDS = st.sampled_from(
     [
@@ -43,6 +44,12 @@ _VALUES = st.sampled_from(
         "'\x00'", "'\ud800'", "'\u2028'", "'\x0c'", "9999999999999999999999999", "true", "null", "5L",
     ]
 )  # fmt: skip
+_NOISE = st.sampled_from(
+    [
+        *"[](){}'\"`,=.:;#\\ \n\t*-+@!<>0a~%/&|^$?_\x00\ud800\r\f’é", "", "**", "==", ":=", "!=", "...", "'''", "f'",
+        " if ", "lambda ", " for x in ", " and ", "not ", "await ", "\\\n", "\r\n", "x=", "**x", "5L", "1_0", "f(",
+    ]
+)  # fmt: skip
 _GAPS = st.sampled_from(["", " ", "\n", "\t", "\\\n", " #c\n"])
 
 
@@ -56,28 +63,83 @@ def _texts(draw: st.DrawFn) -> str:
     return f"[{', '.join(calls)}]"
 
 
+_UNSURE = object()
+
+
+def _quickly(text: str) -> Any:
+    """Return what the quick way makes of a text: calls, None when it is refused, _UNSURE when it is left to Python."""
+    try:
+        return python_calls._calls(text)
+    except Undecodable:
+        return None
+    except (python_calls._Unsure, ValueError):
+        return _UNSURE
+
+
 def _thoroughly(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return python_calls._calls_of(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, TypeError):
+            return python_tree._calls_of(ast.parse(text.strip().strip("'"), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError):
         return None
+
+
+def _is_sure_and_right(text: str) -> bool:
+    quickly = _quickly(text)
+    if quickly is not _UNSURE:
+        assert repr(quickly) == repr(_thoroughly(text)), text
+    return quickly is not _UNSURE
 
 
 @settings(max_examples=1500, deadline=None)
 @given(_texts())
 @example("[f(x='a', x='b')]")
 @example("[f(x=1), f(y=[1, 2.5, 'a', None])]")
-def test_plain_python(text: str) -> None:
-    plain = python_calls._plain_calls(text)
-    if plain is not None:
-        assert repr(plain) == repr(_thoroughly(text))
+@example("[f(x=" + "9" * 5_000 + ", y=-" + "9" * 5_000 + ")]")
+@example("[f(x=" + "[" * 197 + "]" * 197 + ")]")
+@example("[f(x=" + "{1:" * 199 + "1" + "}" * 199 + ")]")
+def test_calls_in_python(text: str) -> None:
+    _is_sure_and_right(text)
 
 
-def test_plain_python_is_not_nothing() -> None:
-    text = "[a.b(x=1, y='two words', z=[1, -2.5, \"x\"], w=True, v=None, u=word), f()]"
-    assert python_calls._plain_calls(text) == [
+@settings(max_examples=3000, deadline=None)
+@given(_texts(), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), _NOISE), min_size=1, max_size=3))
+@example("[f(x=1, , y=2)]", [])
+@example("[f\r(x=1)]", [])
+@example("[f.\tg(x=1)]", [])
+@example("[f(x=lambda a, b: 1)]", [])
+@example("[f(x='''a, b''')]", [])
+@example("[f(x='a' 'b', y='\\N{DASH}')]", [])
+@example("[f(x=1), f(x for x in y)]", [])
+@example("[f(y, x for x in y)]", [])
+@example("[f(y:=1), f(x=y:=1)]", [])
+@example("[f(**{'a': 1}, *b)]", [])
+@example("[f(x=y)](x=1)[#]", [])
+@example("[f()](x=1)# ]", [])
+@example("['a'.b(x=1), (f)(x=1), f(x=1)(y=2), f(x=1).g(y=2)]", [])
+def test_broken_python(text: str, changes: list[tuple[float, int, str]]) -> None:
+    for place, length, noise in changes:
+        at = int(place * len(text))
+        text = text[:at] + noise + text[at + length :]
+    _is_sure_and_right(text)
+
+
+def test_only_few_texts_are_left_to_python() -> None:
+    sure = [
+        "[a.b(x=1, y='two words', z=[1, -2.5, \"x\"], w=True, v=None, u=word), f()]",
+        "[f(x='O\\'Brien', y='', z=(1, 2), w={'a': [{'b': 1e-5}]}), f(x=2 * 3, y=g(1), z=[1] + [2])]",
+        "[f(x=1 2)]",
+        "[f(x='a)]",
+        "[f(x=1]",
+        "[I cannot do that.]",
+        "[None]",
+        "[f(x=1), 5]",
+        "[f(x=1) and g(x=1)]",
+        "[f(x=1)][f(x=1)]",
+    ]
+    assert [text for text in sure if not _is_sure_and_right(text)] == []
+    assert _quickly(sure[0]) == [
         {"a.b": {"x": 1, "y": "two words", "z": [1, -2.5, "x"], "w": True, "v": None, "u": "word"}},
         {"f": {}},
     ]
@@ -87,7 +149,11 @@ _SOURCE_VALUES = st.sampled_from(
     [
         '"a"', '"a b, c=d"', "5", "-5", "0", "1.5", "true", "false", "null", "x", "var", "record", "'a'", "'ab'",
         "this", "async", '"a\\"b"', "5L", "x.y", "new A()", "007", '"(["', "undefined", "_", "of", "let", "yield",
-        "await", "'a,b'", "1.5.2",
+        "await", "'a,b'", "1.5.2", "5n", "1.5f", "5d", "x(1, y)", "a.b('c')", 'a.b("c",  "d")',
+        "new int[]{1, 2}", 'new String[] {"a, b","c"}', "new A[]{}", 'new ArrayList<>(Arrays.asList("a","b"))',
+        'new HashMap<String, Integer>() {{ put("a", 1); put("b", c); }}', "new ArrayList<>()", "new a.B<C>(1,x, y(2))",
+        "[]", "['a', 1]", "[[1, 2], [x]]", "{}", "{a: 1, 'b': [1, 2]}", "{a: {b: {c: 1}}}", "new Array(1, 2)",
+        "new Array([1], {a: 1})", "[1,]", "[,]", "{a}", "'a\\'b'", "'a\\x41'", "new int[]{ 1 }", "new int[2]", "(x)",
     ]
 )  # fmt: skip
 
@@ -106,10 +172,43 @@ _SOURCE_VALUES = st.sampled_from(
 def test_plain_source(language: Any, name: str, pairs: list[tuple[str, str]], gap: str) -> None:
     pytest.importorskip("tree_sitter")
     text = f"{name}({gap.join(f'{word}={value}' for word, value in pairs)})"
+    _is_plain_and_right(text, language)
+
+
+_LONG = "barbarbarbarbarbarbarbarbarbarbarbarbarbar"
+_PLACES_OF_A_WORD = {
+    "java": [
+        f"Foo.{_LONG}(@=5, b=6)", f"@.{_LONG}(a=5, b=6)", f"@(a{_LONG}=5, b=6)", f"a.@.c(a{_LONG}=5, b=6)",
+        f"Foo.{_LONG}(a=@, b=x.@)", f"Foo.{_LONG}(a=@.x, b=@)", f"Foo.{_LONG}(a=new @[]{{1, @}}, b=6)",
+        f"Foo.{_LONG}(a=new A[] {{@, 1}})", f"Foo.{_LONG}(a=new X<@>(@, 1), b=6)",
+        f"Foo.{_LONG}(a=new @<X>(c, 1) {{{{ @(1); }}}})", f"Foo.{_LONG}(a=new X<B, @>(c, @(1, @)), b=@(1))",
+        f"Foo.{_LONG}(a=new @.X(c,1) {{{{ a(@); }}}}, b=6)",
+    ],
+    "javascript": [
+        "foo(@=5, b=6)", "@.bar(a=5)", "@(a=5)", "foo.@(a=5)", "a.@.b(a=5)", "foo(a=@)", "foo(a=@.x, b=5)",
+        "foo(a=x.@)", "foo(a=[@, 1])", "foo(a=[1, @])", "foo(a={@: 1})", "foo(a={b: @})", "foo(a={a: [@]})",
+        "foo(a=new @(1))", "foo(a=new X(@))", "foo(a=@(1), b=2)", "foo(a=b(@), b=2)", "foo(a=x.@(@), b=@)",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ["java", "javascript"])
+def test_a_reserved_word_anywhere(language: Any) -> None:
+    pytest.importorskip("tree_sitter")
+    words = set().union(*plain_source._RESERVED.values()) | {"any", "get", "to", "type", "string", "x"}
+    plain = 0
+    for place in _PLACES_OF_A_WORD[language]:
+        for word in sorted(words):
+            plain += _is_plain_and_right(place.replace("@", word), language)
+    assert plain > 2 * len(_PLACES_OF_A_WORD[language])
+
+
+def _is_plain_and_right(text: str, language: Any) -> bool:
     plain = plain_source.plain_call(text, language)
     if plain is None:
-        return
+        return False
     read = {"java": tree_calls.read_java_call, "javascript": tree_calls.read_javascript_call}[language]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_calls, "plain_call", lambda text, language: None)
-        assert plain == read(text)
+        assert plain == read(text), text
+    return True

@@ -9,7 +9,7 @@ Ground truth is `{function: {parameter: [alternative, …]}}`; the alternative `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -56,6 +56,8 @@ _WITH_ELEMENTS = {
     "javascript": frozenset(("array",)),
 }
 _TYPES: dict[Language, dict[str, type]] = {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT}
+_COMPARED_LOOSELY = (str, list, dict)
+_LIST_OR_TEXT = frozenset((list, str))
 _SCALARS = {"string": str, "any": str, "integer": int, "float": float, "boolean": bool}
 _AT_A_GLANCE: dict[Language, dict[str, type]] = {"python": {**_SCALARS, "array": list}, "java": {}, "javascript": {}}
 _CONVERTERS: dict[Language, tuple[str, Callable[[str, str, str | None], Any]]] = {
@@ -89,22 +91,40 @@ def check(
         rules: language and spelling of names.
     """
     try:
-        if "parallel" in category:
-            return _parallel(functions, truth, calls, rules)
-        if "multiple" in category:
-            if len(calls) != len(truth):
-                return _wrong_count("multiple_function_checker", truth, calls)
-            return _one(_described(functions, truth[0]), truth[0], calls[0], rules)
-        if len(calls) != 1:
-            return _wrong_count("simple_function_checker", truth, calls)
-        return _one(functions[0], truth[0], calls[0], rules)
+        mistake = _mistake(category, functions, truth, calls, rules)
     except (NotConvertible, TypeError, AttributeError, LookupError, ValueError, OverflowError) as error:
         # Where the official checker's own operations fail on a value, ours fail the same way.
         return Verdict(False, NOT_COMPARABLE, f"{type(error).__name__}: {error}"[:300])
+    return VALID if mistake is None else Verdict(False, mistake.error_type, mistake.told())
 
 
-def _wrong_count(checker: str, truth: Sequence[Truth], calls: Sequence[Call]) -> Verdict:
-    return Verdict(False, f"{checker}:wrong_count", f"{len(calls)} calls, expected {len(truth)}")
+class _Mistake(NamedTuple):
+    """What is wrong with a call; put into words only when it decides the verdict."""
+
+    error_type: str
+    words: str
+    values: tuple[Any, ...] = ()
+
+    def told(self) -> str:
+        return self.words.format(*map(told, self.values))[:1_000]
+
+
+def _mistake(
+    category: str, functions: Sequence[Function], truth: Sequence[Truth], calls: Sequence[Call], rules: Rules
+) -> _Mistake | None:
+    if "parallel" in category:
+        return _parallel(functions, truth, calls, rules)
+    if "multiple" in category:
+        if len(calls) != len(truth):
+            return _wrong_count("multiple_function_checker", truth, calls)
+        return _one(_described(functions, truth[0]), truth[0], calls[0], rules)
+    if len(calls) != 1:
+        return _wrong_count("simple_function_checker", truth, calls)
+    return _one(functions[0], truth[0], calls[0], rules)
+
+
+def _wrong_count(checker: str, truth: Sequence[Truth], calls: Sequence[Call]) -> _Mistake:
+    return _Mistake(f"{checker}:wrong_count", f"{len(calls)} calls, expected {len(truth)}")
 
 
 def _described(functions: Sequence[Function], truth: Truth) -> Function:
@@ -115,75 +135,84 @@ def _described(functions: Sequence[Function], truth: Truth) -> Function:
     raise LookupError(f"the item describes no function {name!r}")
 
 
-def _parallel(functions: Sequence[Function], truth: Sequence[Truth], calls: Sequence[Call], rules: Rules) -> Verdict:
+def _parallel(
+    functions: Sequence[Function], truth: Sequence[Truth], calls: Sequence[Call], rules: Rules
+) -> _Mistake | None:
     """Give every expected call, in their order, the first call left over that is right for it."""
     if len(calls) != len(truth):
         return _wrong_count("parallel_function_checker_no_order", truth, calls)
     left = list(range(len(calls)))
     for number, expected in enumerate(truth):
         function = _described(functions, expected)
-        reasons = []
+        mistakes = []
         for index in left:
-            verdict = _one(function, expected, calls[index], rules)
-            if verdict.valid:
+            mistake = _one(function, expected, calls[index], rules)
+            if mistake is None:
                 left.remove(index)
                 break
-            reasons.append(f"call {index}: {verdict.error_type}, {verdict.error}")
+            mistakes.append(mistake)
         else:
-            listed = "; ".join(reasons)[:1_000]
-            what = f"no call matches expected call {number} of {told(function['name'])} ({listed})"
-            return Verdict(False, "parallel_function_checker_no_order:cannot_find_match", what)
-    return VALID
+            return _Mistake(
+                "parallel_function_checker_no_order:cannot_find_match",
+                f"no call matches expected call {number} of {{}} ({_listed(zip(left, mistakes, strict=True))})",
+                (function["name"],),
+            )
+    return None
 
 
-def _one(function: Function, truth: Truth, call: Call, rules: Rules) -> Verdict:
+def _listed(mistakes: Iterable[tuple[int, _Mistake]]) -> str:
+    texts, length = [], 0
+    for index, mistake in mistakes:
+        texts.append(f"call {index}: {mistake.error_type}, {mistake.told()}")
+        length += len(texts[-1])
+        if length > 1_000:
+            break
+    return "; ".join(texts)[:1_000].replace("{", "{{").replace("}", "}}")
+
+
+def _one(function: Function, truth: Truth, call: Call, rules: Rules) -> _Mistake | None:
     """Compare one call; the first mistake counts."""
     alternatives = next(iter(truth.values()))
     name = function["name"]
     if rules.underscores:
         name = name.replace(".", "_")
     given = call.get(name)
-    if given is None and name not in call:
-        return Verdict(
-            False, "simple_function_checker:wrong_func_name", f"{told(next(iter(call), None))}, not {name!r}"
-        )
-    assert given is not None, "a list of calls holds arguments"
+    if given is None:
+        return _Mistake("simple_function_checker:wrong_func_name", "{}, not {}", (next(iter(call), None), name))
     parameters = function["parameters"]
     for parameter in parameters["required"]:
         if parameter not in given:
-            return Verdict(False, "simple_function_checker:missing_required", f"parameter {parameter!r} is missing")
+            return _Mistake("simple_function_checker:missing_required", "parameter {} is missing", (parameter,))
     described = parameters["properties"]
-    at_a_glance = _AT_A_GLANCE[rules.language]
+    language = rules.language
+    at_a_glance = _AT_A_GLANCE[language]
     for parameter, value in given.items():
-        choices = alternatives.get(parameter)
+        if parameter not in described or parameter not in alternatives:
+            what = "parameter {} is not expected"
+            return _Mistake("simple_function_checker:unexpected_param", what, (parameter,))
+        schema, choices = described[parameter], alternatives[parameter]
         # The commonest case first: a scalar, or a list of scalars, of the type asked for that equals an alternative is
         # right by every rule.
-        if choices and parameter in described:
-            schema = described[parameter]
-            kind: Any = at_a_glance.get(schema["type"])
-            if kind is type(value) and value in choices and (kind is not list or _is_plain(value, schema, choices)):
-                continue
-        if parameter not in described or parameter not in alternatives:
-            what = f"parameter {told(parameter)} is not expected"
-            return Verdict(False, "simple_function_checker:unexpected_param", what)
-        verdict = _parameter(parameter, described[parameter], value, alternatives[parameter], rules.language)
-        if not verdict.valid:
-            return verdict
-    if len(given) == len(alternatives):
-        return VALID
-    for parameter, choices in alternatives.items():
-        if parameter not in given and "" not in choices:
-            return Verdict(False, "simple_function_checker:missing_optional", f"parameter {parameter!r} is missing")
-    return VALID
+        kind: Any = at_a_glance.get(schema["type"])
+        if kind is type(value) and value in choices and (kind is not list or _is_plain(value, schema, choices)):
+            continue
+        mistake = _parameter(parameter, schema, value, choices, language)
+        if mistake is not None:
+            return mistake
+    if len(given) < len(alternatives):
+        for parameter, choices in alternatives.items():
+            if parameter not in given and "" not in choices:
+                return _Mistake("simple_function_checker:missing_optional", "parameter {} is missing", (parameter,))
+    return None
 
 
 def _is_plain(value: Any, schema: Function, choices: Sequence[Any]) -> bool:
     """Return whether a list and its alternatives are such that their being equal decides."""
     element = _SCALARS.get(schema["items"]["type"])
-    return all(type(item) is element for item in value) and all(type(choice) in (list, str) for choice in choices)
+    return {element}.issuperset(map(type, value)) and _LIST_OR_TEXT.issuperset(map(type, choices))
 
 
-def _parameter(name: str, described: Function, value: Any, choices: list[Any], language: Language) -> Verdict:
+def _parameter(name: str, described: Function, value: Any, choices: list[Any], language: Language) -> _Mistake | None:
     kind = described["type"]
     types = _TYPES[language]
     expected = types[kind]
@@ -195,8 +224,7 @@ def _parameter(name: str, described: Function, value: Any, choices: list[Any], l
     if language != "python":
         error_type, convert = _CONVERTERS[language]
         if type(value) is not str:
-            what = f"parameter {name!r} is {told(value)}; {language} source text is expected"
-            return Verdict(False, error_type, what)
+            return _Mistake(error_type, f"parameter {{}} is {{}}; {language} source text is expected", (name, value))
         value = convert(value, kind, element_kind)
     elif kind == "float" and type(value) is int:
         value = float(value)
@@ -205,24 +233,23 @@ def _parameter(name: str, described: Function, value: Any, choices: list[Any], l
     error_type, is_variable = _type_error(value, choices, expected, element)
     if error_type:
         inside = f" of {element.__name__}" if element and error_type == "type_error:nested" else ""
-        what = f"parameter {name!r} is {told(value)}, a {type(value).__name__}, not a {expected.__name__}{inside}"
-        return Verdict(False, error_type, what)
-    error_type = ""
-    if is_variable:
-        error_type = "" if value in choices else "value_error:others"
-    elif expected is dict:
-        error_type = _dict_error(value, choices)
-    elif expected is list and element is dict:
-        error_type = _dicts_error(value, choices)
-    elif expected is str:
-        error_type = "" if _standard(value) in map(_standard_alternative, choices) else "value_error:string"
-    elif expected is list:
-        error_type = _list_error(value, choices)
-    elif value not in choices:
-        error_type = "value_error:others"
+        what = f"parameter {{}} is {{}}, a {type(value).__name__}, not a {expected.__name__}{inside}"
+        return _Mistake(error_type, what, (name, value))
+    error_type = _value_error(value, choices, expected, element, is_variable)
     if error_type:
-        return Verdict(False, error_type, f"parameter {name!r} is {told(value)}; expected one of {choices!r}"[:1_000])
-    return VALID
+        return _Mistake(error_type, "parameter {} is {}; expected one of {}", (name, value, choices))
+    return None
+
+
+def _value_error(value: Any, choices: list[Any], expected: type, element: type | None, is_variable: bool) -> str:
+    """Return the kind of mistake in a value whose type is right, empty when there is none."""
+    if is_variable or expected not in _COMPARED_LOOSELY:
+        return "" if value in choices else "value_error:others"
+    if expected is str:
+        return "" if _standard(value) in map(_standard_alternative, choices) else "value_error:string"
+    if expected is dict:
+        return _dict_error(value, choices)
+    return _dicts_error(value, choices) if element is dict else _list_error(value, choices)
 
 
 def _type_error(value: Any, choices: Sequence[Any], expected: type, element: type | None) -> tuple[str, bool]:
@@ -290,6 +317,8 @@ def _dict_mismatch(value: Mapping[Any, Any], choice: Mapping[Any, Any]) -> str:
         if key not in choice:
             error_type = "value_error:dict_key"
             break
+        if type(choice[key]) is list and item in choice[key]:
+            continue
         allowed = [_standard_alternative(choice[key][index]) for index in range(len(choice[key]))]
         if (_standard(item) if type(item) is str else item) not in allowed:
             error_type = "value_error:dict_value"

@@ -8,13 +8,13 @@ What is made of each node repeats `bfcl_eval/model_handler/parser/java_parser.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from tunesmith.errors import missing_extra
 from tunesmith.evaluate.bfcl.plain_source import plain_call
-from tunesmith.evaluate.bfcl.python_calls import Call, Undecodable
+from tunesmith.evaluate.bfcl.python_tree import Call, Undecodable
 
 MOST_CHARACTERS = 10_000
 _MOST_DEPTH = 250
@@ -84,23 +84,9 @@ def _root(text: str, language: str) -> Any:
     except UnicodeEncodeError:
         raise Undecodable("half of a surrogate pair") from None
     # A token that the parser made up (MISSING) is an error to it, but not to the official decoder.
-    if root.has_error and any(node_type == "ERROR" for node_type in _node_types(root)):
+    if root.has_error and "(ERROR" in (root.sexp() if hasattr(root, "sexp") else str(root)):
         raise Undecodable(f"no {language} syntax")
     return root
-
-
-def _node_types(root: Any) -> Iterator[str]:
-    """Yield the type of every node, without recursion."""
-    cursor = root.walk()
-    while True:
-        yield cursor.node.type
-        if cursor.goto_first_child() or cursor.goto_next_sibling():
-            continue
-        while cursor.goto_parent():
-            if cursor.goto_next_sibling():
-                break
-        else:
-            return
 
 
 def _source(node: Any) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import reprlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether an answer is right; if not, the official name of the mistake and the mistake in words."""
 
     valid: bool
@@ -21,21 +18,17 @@ VALID = Verdict(True)
 # The official checker ends with an exception on such an answer, and the whole evaluation with it. Its name is ours.
 NOT_COMPARABLE = "tunesmith:not_comparable"
 
-_shortener = reprlib.Repr()
-_shortener.maxstring = _shortener.maxother = 120
-_shortener.maxlevel = 4
-_shortener.maxlist = _shortener.maxtuple = _shortener.maxdict = _shortener.maxset = 8
+_MOST_CHARACTERS = 200
 
 
 def told(value: Any) -> str:
-    """Return a value as Python would write it, shortened; its cost does not depend on how large it is."""
-    if value is None or isinstance(value, float | bool) or (isinstance(value, str) and len(value) < 100):
-        return repr(value)
+    """Return a value as Python would write it, shortened. No value is larger than the answer it is from."""
     if isinstance(value, int) and value.bit_length() > 1_000:
         return f"an integer of {value.bit_length():,} bits"
-    if isinstance(value, str) and len(value) > 200:
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
         value = f"{value[:100]}…{value[-50:]}"
     try:
-        return _shortener.repr(value)
-    except ValueError:  # an integer somewhere inside with more digits than Python writes
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer with more digits than Python writes, or too deep a nest
         return f"a {type(value).__name__}"
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:120]}…{text[-50:]}"
