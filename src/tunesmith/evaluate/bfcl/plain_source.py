@@ -6,6 +6,7 @@ The result is what `tree_calls` makes of the same text; whatever is not plain is
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 _Source = Literal["java", "javascript"]
@@ -46,7 +47,7 @@ def _string(quote: str) -> str:
 
 
 def _listed(value: str) -> str:
-    return rf"(?:(?:{value})(?:, ?(?:{value}))*+)?+"
+    return rf"(?:(?:{value})(?:,(?! ?[\])}}>]) ?|(?=[\])}}>])))*+"
 
 
 def _call(value: str) -> str:
@@ -62,7 +63,7 @@ _KIND = rf"{_NAME}(?:<{_listed(rf'(?!{_LITERAL}){_WORD}')}>)?+"
 
 
 class _Syntax(NamedTuple):
-    """What is plain in a language: whole calls, their arguments, and words that may be reserved."""
+    """Expressions for what is plain in a language: whole calls, their arguments, and words that may be reserved."""
 
     whole: re.Pattern[str]
     argument: re.Pattern[str]
@@ -72,7 +73,7 @@ class _Syntax(NamedTuple):
 def _syntax(value: str, strings: str) -> _Syntax:
     argument = rf"{_WORD} ?= ?(?:{value})"
     return _Syntax(
-        re.compile(rf"({_NAME})\(({argument}(?:, ?{argument})*+)\)", re.ASCII),
+        re.compile(rf"({_NAME})\((?!\))({_listed(argument)})\)", re.ASCII),
         re.compile(rf"({_WORD}) ?= ?({value})", re.ASCII),
         re.compile(rf"{strings}|\bnew (?:{_PRIMITIVE}\b)?+|\b{_LITERAL}\b(?= ?[,)\]}}])|({_WORD})", re.ASCII),
     )
@@ -93,14 +94,17 @@ def _javascript() -> _Syntax:
     return _syntax(value, strings)
 
 
-_SYNTAX: dict[_Source, _Syntax] = {"java": _java(), "javascript": _javascript()}
+@cache
+def _syntax_of(language: _Source) -> _Syntax:
+    """Compile a language's expressions, which takes some milliseconds."""
+    return _java() if language == "java" else _javascript()
 
 
 def plain_call(text: str, language: _Source) -> list[dict[str, dict[Any, Any]]] | None:
     """Return the call of a plain text, or None when it is not plain."""
     if not text.isascii() or (language == "java" and len(text) < _SHORTEST_JAVA):
         return None
-    whole, argument, words = _SYNTAX[language]
+    whole, argument, words = _syntax_of(language)
     found = whole.fullmatch(text)
     if found is None or not _RESERVED[language].isdisjoint(words.findall(text)):
         return None
@@ -116,15 +120,18 @@ def _value(text: str, language: _Source) -> str:
     return _made(text) if language == "java" and text.startswith("new ") else text
 
 
-_OBJECT = re.compile(rf"new ({_KIND})\(({_listed(_VALUE)})\)", re.ASCII)
-_EACH = re.compile(_VALUE, re.ASCII)
-_SPACE = re.compile(rf"({_STRING})| ", re.ASCII)
+@cache
+def _java_parts() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Compile expressions for an object that is made, for each value in it, and for strings or spaces."""
+    made = re.compile(rf"new ({_KIND})\(({_listed(_VALUE)})\)", re.ASCII)
+    return made, re.compile(_VALUE, re.ASCII), re.compile(rf"({_STRING})| ", re.ASCII)
 
 
 def _made(text: str) -> str:
     """Return how `tree_calls` writes what `new` makes: no space in an array, `, ` between arguments, no class body."""
-    made = _OBJECT.match(text)
+    an_object, values, spaces = _java_parts()
+    made = an_object.match(text)
     if made is None:
-        return "new " + _SPACE.sub(lambda found: found[1] or "", text[len("new ") :])
+        return "new " + spaces.sub(lambda found: found[1] or "", text[len("new ") :])
     kind, inside = made.groups()
-    return f"new {kind.replace(' ', '')}({', '.join(_EACH.findall(inside))})"
+    return f"new {kind.replace(' ', '')}({', '.join(values.findall(inside))})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from operator import length_hint
 from typing import Any
@@ -293,14 +294,19 @@ def _balanced(depth: int) -> str:
     return rf"[\[({{](?:,|{_PLAIN}{'|' + _balanced(depth - 1) if depth else ''})*+[\])}}]"
 
 
-_ARGUMENT = re.compile(rf"((?:{_PLAIN}|{_balanced(3)})*+)(.?)", re.DOTALL)
+@cache
+def _argument() -> re.Pattern[str]:
+    """Compile the expression for one argument and the character behind it, which takes some milliseconds."""
+    return re.compile(rf"((?:{_PLAIN}|{_balanced(3)})*+)(.?)", re.DOTALL)
+
+
 # Strings that do not end at the next quote of their kind, and the one expression with commas of its own.
 _UNSURE_ARGUMENT = re.compile(r"'''|\"\"\"|[fF][rR]?['\"]|lambda")
 
 
 def _odd_argument(text: str, start: int) -> tuple[str, int, bool]:
     """Return the source of the argument that begins at a place, where its mark ends, and whether it is the last."""
-    found = _ARGUMENT.match(text, start)
+    found = _argument().match(text, start)
     assert found is not None
     source, mark = found.groups()
     if _UNSURE_ARGUMENT.search(text, start, found.end()):
