@@ -107,6 +107,7 @@ def test_calls_in_python(text: str) -> None:
 @given(_texts(), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), _NOISE), min_size=1, max_size=3))
 @example("[f(x=1, , y=2)]", [])
 @example("[f\r(x=1)]", [])
+@example("[f(\f), f(x=1,\f)]", [])
 @example("[f.\tg(x=1)]", [])
 @example("[f(x=lambda a, b: 1)]", [])
 @example("[f(x='''a, b''')]", [])

@@ -92,9 +92,7 @@ def _calls(text: str) -> list[Call]:
         while num_left := _arguments(tokens, arguments):
             source, start, is_last = _odd_argument(text, _position(text, start, len(pieces) - num_left))
             num_positional, values = read_argument(source)
-            if not num_positional and not values:
-                raise Undecodable("nothing between two commas")
-            if num_positional and (arguments or "*" in source or " for " in source):
+            if not values and (not num_positional or arguments or "*" in source or " for " in source):
                 raise _Unsure
             arguments |= values
             pieces = _TOKEN.findall(text, start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from tunesmith.evaluate.bfcl import format_sensitivity
 from tunesmith.evaluate.bfcl.categories import Category
 from tunesmith.evaluate.bfcl.dataset import Dataset, Entry, load
 from tunesmith.evaluate.bfcl.decoding import Protocol
-from tunesmith.evaluate.bfcl.multi_turn import scoring as multi_turn
 from tunesmith.evaluate.bfcl.scoring import judge
 from tunesmith.evaluate.bfcl.verdicts import Verdict
 from tunesmith.store import files
@@ -85,23 +84,14 @@ def score(category: Category, directory: Path, responses: Path, out: Path, proto
     else:
         do = "choose a single-turn or multi-turn category"
         raise UsageError(f"{category.name} is not scored from answers alone", do=do)
-    reading = multi_turn.reading_of(category, directory)
-    verdicts: dict[str, Verdict] = {}
-    lines = []
-    for identifier, response in read(responses, known):
-        if category.scorer == "format_sensitivity":
-            verdict = format_sensitivity.judge(identifier, known[identifier], response)
-        elif category.scorer == "multi_turn":
-            verdict = multi_turn.judge(known[identifier], response, protocol, reading.text)
-        else:
-            verdict = judge(category, known[identifier], response, protocol)
-        verdicts[identifier] = verdict
-        lines.append(_line(identifier, verdict))
-    files.write_bytes(out, b"".join(lines))
+    judged, extra = _judge_of(category, directory, protocol)
+    verdicts = {identifier: judged(identifier, known[identifier], said) for identifier, said in read(responses, known)}
+    files.write_bytes(out, b"".join(_line(identifier, verdict) for identifier, verdict in verdicts.items()))
     num_correct = sum(verdict.valid for verdict in verdicts.values())
     mistakes = Counter(verdict.error_type for verdict in verdicts.values() if not verdict.valid)
     num_items = len({id(entry) for entry in known.values()})
-    extra = format_sensitivity.spread(verdicts) if category.scorer == "format_sensitivity" else reading.facts
+    if category.scorer == "format_sensitivity":
+        extra = format_sensitivity.spread(verdicts)
     return Scored(
         category.name,
         protocol,
@@ -112,6 +102,21 @@ def score(category: Category, directory: Path, responses: Path, out: Path, proto
         dict(mistakes.most_common()),
         extra,
     )
+
+
+def _judge_of(
+    category: Category, directory: Path, protocol: Protocol
+) -> tuple[Callable[[str, Entry, Any], Verdict], dict[str, Any]]:
+    """Return what judges one answer, and what the category's numbers are labelled with."""
+    if category.scorer == "format_sensitivity":
+        return format_sensitivity.judge, {}
+    if category.scorer == "multi_turn":
+        # The simulated programs are a third of this module's imports, and a single-turn file is scored in less time.
+        from tunesmith.evaluate.bfcl.multi_turn import scoring as multi_turn
+
+        reading = multi_turn.reading_of(category, directory)
+        return lambda _, entry, response: multi_turn.judge(entry, response, protocol, reading.text), dict(reading.facts)
+    return lambda _, entry, response: judge(category, entry, response, protocol), {}
 
 
 def entries_by_id(dataset: Dataset) -> dict[str, Entry]:
