@@ -118,6 +118,9 @@ def test_calls_in_python(text: str) -> None:
 @example("[f(**{'a': 1}, *b)]", [])
 @example("[f(x=y)](x=1)[#]", [])
 @example("[f()](x=1)# ]", [])
+@example("[f, g](x=1)", [])
+@example("[f, g](x=1)# ]", [])
+@example("[f()](x=1)", [])
 @example("['a'.b(x=1), (f)(x=1), f(x=1)(y=2), f(x=1).g(y=2)]", [])
 def test_broken_python(text: str, changes: list[tuple[float, int, str]]) -> None:
     for place, length, noise in changes:

@@ -77,8 +77,24 @@ _ESCAPED = {"\\": "\\", "'": "'", '"': '"', "a": "\a", "b": "\b", "f": "\f", "n"
 
 
 def _calls(text: str) -> list[Call]:
+    """Return the calls of a list, or refuse a text that is none.
+
+    Raises:
+        Undecodable: the text is no list of calls, whatever Python makes of it.
+        _Unsure: only Python can tell.
+        ValueError: an integer of more digits than Python reads.
+    """
     if text.count("[") + text.count("{") + text.count("(") > _MOST_BRACKETS:
         raise _Unsure
+    try:
+        return _listed(text)
+    except Undecodable:
+        if text.endswith("]") and "#" not in text:
+            raise
+        raise _Unsure from None  # it may end with a bracket, or with one before a comment: `[f](x=1)` is a call
+
+
+def _listed(text: str) -> list[Call]:
     calls: list[Call] = []
     pieces = _TOKEN.findall(text)
     start, tokens = 0, iter(pieces)
@@ -106,9 +122,7 @@ def _calls(text: str) -> list[Call]:
             break
     if next(tokens, _END) == _END:
         return calls
-    if text.endswith("]") and "#" not in text and "\\" not in text:
-        raise Undecodable("more than a list of calls")  # what ends with `]` is no call, so something around a list
-    raise _Unsure
+    raise Undecodable("more than a list of calls")
 
 
 def _name(token: _Token) -> str:
