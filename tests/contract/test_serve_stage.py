@@ -101,3 +101,17 @@ def test_prompts_that_never_fit(recipe: Recipe, run_dir: RunDir, tmp_path: Path)
     short = dataclasses.replace(recipe, serve=dataclasses.replace(recipe.serve, max_model_len=12))
     with Servers(short, run_dir) as servers, pytest.raises(BenchError, match="none of 10 rows"):
         bench_stage.run(short, run_dir, servers)
+
+
+def test_an_unmerged_adapter_is_served_on_top_of_the_base(recipe: Recipe, run_dir: RunDir) -> None:
+    run_dir.trained.mkdir(parents=True)
+    (run_dir.trained / "adapter_config.json").write_text(json.dumps({"r": 4}))
+    run_dir.save(finished_runs.checkpoint(run_dir.relative(run_dir.trained)))
+    unmerged = dataclasses.replace(recipe, serve=dataclasses.replace(recipe.serve, engine="vllm", unmerged_adapter=True))
+    tuned, base = (served_model(unmerged, run_dir, which) for which in ("tuned", "base"))
+    assert (tuned.path, tuned.name, tuned.adapter) == (Path(recipe.model.name_or_path), "tiny-tuned", run_dir.trained)
+    assert (base.path, base.name, base.adapter) == (tuned.path, "tiny-base", None)
+    command = engine_named("vllm").command(tuned, "127.0.0.1", 1)
+    assert json.loads(command[command.index("--lora-modules") + 1])["path"] == str(run_dir.trained)
+    merged = served_model(recipe, run_dir, "tuned")
+    assert (merged.path, merged.adapter) == (run_dir.merged, None)

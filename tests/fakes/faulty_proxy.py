@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import http.client
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
 from urllib.parse import urlsplit
+
+from tests.fakes.loopback_server import LoopbackServer, QuietHandler
 
 Fault = Callable[[str], int | None]
 
 
-class FaultyProxy:
+class FaultyProxy(LoopbackServer):
     """Stands before one server.
 
     Args:
@@ -29,9 +27,7 @@ class FaultyProxy:
         self.requests: list[str] = []  # those that the server answered, in the order of its answers
         place, owner = urlsplit(upstream), self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(QuietHandler):
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 request = f"{self.command} {self.path}"
@@ -68,20 +64,4 @@ class FaultyProxy:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)

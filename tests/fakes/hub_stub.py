@@ -9,16 +9,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from tests.fakes.loopback_server import LoopbackServer, QuietHandler
 
 LFS_SUFFIXES = (".safetensors", ".bin")
 
 
-class HubStub:
+class HubStub(LoopbackServer):
     """One account's Hub. `refuse` maps the start of a request (`POST /api/repos`) to the status it gets."""
 
     def __init__(
@@ -32,9 +31,7 @@ class HubStub:
         self.requests: list[str] = []
         owner = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(QuietHandler):
             def handle_any(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length) if length else self._chunks()
@@ -61,23 +58,7 @@ class HubStub:
                 self.rfile.readline()
                 return b"".join(pieces)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
     def _answer(self, method: str, path: str, body: bytes, headers: Any) -> tuple[int, Any, str]:
         for start, status in self.refuse.items():

@@ -7,10 +7,10 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
+from tests.fakes.loopback_server import LoopbackServer, QuietHandler
 from tunesmith.artifacts import Endpoint, Which
 
 Request = dict[str, Any]
@@ -52,12 +52,7 @@ class Reply:
 Script = Callable[[Request, int], Reply | dict[str, Any]]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256  # the default of 5 drops connections that come together; they come back a second later
-
-
-class ScriptedChatServer:
+class ScriptedChatServer(LoopbackServer):
     """`script(request, number)` decides each reply; `requests` holds every request in order of arrival.
 
     With `models`, it lists them, after `models_wait`; without, it has no list.
@@ -73,45 +68,21 @@ class ScriptedChatServer:
         self._lock = threading.Lock()
         owner = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
+        class Handler(QuietHandler):
+            def do_POST(self) -> None:  # noqa: N802 - the library calls it so
                 owner._answer(self)
 
-            def do_GET(self) -> None:
+            def do_GET(self) -> None:  # noqa: N802 - the library calls it so
                 if models_wait:
                     models_wait.wait(30)
                 listed = {"data": [{"id": model} for model in models or ()]}
                 with contextlib.suppress(OSError):
                     owner._send(self, Reply(listed) if models else Reply(b"not found", 404))
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(Handler)
 
     def endpoint(self, which: Which = "tuned") -> Endpoint:
         return Endpoint(url=self.url, model=which, engine="scripted", which=which, log="server.log")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Close the port: later connections are refused."""
-        self._server.shutdown()
-        self._server.server_close()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
+from tests.adapter_on_model import put_on  # noqa: E402
 from tests.parity.test_adapters_peft import TIED, VARIANTS, randomise, variant  # noqa: E402
 from tunesmith.artifacts import Checkpoint  # noqa: E402
 from tunesmith.errors import ModelError  # noqa: E402
@@ -135,7 +136,7 @@ def test_four_bit_base_is_what_training_saw(tmp_path: Path, method: str, dtype: 
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.model.adapter_files import load_adapter, put_on
+    from tunesmith.model.adapter_files import load_adapter
     from tunesmith.model.load import load_model
     from tunesmith.train import stage
 

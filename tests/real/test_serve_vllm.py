@@ -1,4 +1,4 @@
-"""vLLM itself: the suite of the embedded server over it, an adapter on top, nothing left behind.
+"""vLLM itself: the suite of the embedded server over it, an adapter on top by the real commands, nothing left behind.
 
 Runs where vLLM and a CUDA device are, or with `TUNESMITH_VLLM_PYTHON` naming the Python of an environment that has vLLM
 (its CPU build will do).
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import httpx
 import openai
@@ -19,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.commands import environment
 from tests.contract.test_serve_embedded import (  # noqa: F401 - fixtures and tests, collected here over vLLM
     MAX_MODEL_LEN,
     client,
@@ -38,6 +41,7 @@ from tests.contract.test_serve_embedded import (  # noqa: F401 - fixtures and te
 from tests.contract.test_serve_processes import is_alive, is_free, port_of, wait_until
 from tests.fakes.tiny_checkpoint import make_checkpoint
 from tunesmith.hardware import probe
+from tunesmith.recipe.dump import dump_yaml
 from tunesmith.serve.engine import ServedModel
 from tunesmith.serve.process import ServerProcess
 from tunesmith.serve.stage import serving
@@ -51,6 +55,12 @@ pytestmark = [
         reason="needs vLLM and a CUDA device, or TUNESMITH_VLLM_PYTHON",
     ),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_a_gpu() -> None:
+    if PYTHON is not None and probe().device != "cuda":
+        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +88,7 @@ def adapter(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Path, adapter: Path) -> Iterator[ServerProcess]:
-    if PYTHON is not None and probe().device != "cuda":
-        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+def server(checkpoint: Path) -> Iterator[ServerProcess]:
     model = ServedModel(
         checkpoint, "tiny", dtype="float32", max_model_len=MAX_MODEL_LEN, gpu_memory_utilization=0.3, vllm_python=PYTHON
     )
@@ -89,15 +97,52 @@ def server(checkpoint: Path, adapter: Path) -> Iterator[ServerProcess]:
     assert wait_until(lambda: is_free(port_of(running.url)) and not is_alive(running.pid))
 
 
-def test_an_adapter_on_top_answers_under_its_name(checkpoint: Path, adapter: Path) -> None:
-    model = ServedModel(
-        checkpoint, "run-tuned", dtype="float32", max_model_len=MAX_MODEL_LEN, adapter=adapter, vllm_python=PYTHON
+@pytest.fixture(scope="module")
+def run(checkpoint: Path, adapter: Path) -> Path:
+    """A run that begins with the adapter, merges it, and is served unmerged."""
+    place = checkpoint.parent
+    serve = {"engine": "vllm", "unmerged_adapter": True, "max_model_len": MAX_MODEL_LEN}
+    document = {
+        "name": "brought",
+        "model": {"name_or_path": str(checkpoint), "dtype": "float32"},
+        "tuned": str(adapter),
+        "output_dir": str(place / "outputs"),
+        "serve": serve | ({"vllm_python": PYTHON} if PYTHON else {}),
+    }
+    (place / "recipe.yaml").write_text(dump_yaml(document))
+    command = [sys.executable, "-m", "tunesmith", "run", str(place / "recipe.yaml"), "--json"]
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(json.loads(done.stdout)["run"])
+
+
+def test_a_run_serves_its_adapter_unmerged_and_answers_as_the_merged_model(run: Path) -> None:
+    command = [sys.executable, "-m", "tunesmith", "serve", str(run), "--port", "0"]
+    serving_it = subprocess.Popen(
+        command, cwd=run, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    with serving(model, engine="vllm", log=checkpoint.parent / "log-adapter", timeout_seconds=600) as running:
-        names = [card["id"] for card in httpx.get(f"{running.url}/v1/models").json()["data"]]
-        assert "run-tuned" in names and len(names) == 2
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as asking:
-            made: list[Any] = [
-                asking.completions.create(model=name, prompt="hello", max_tokens=8, temperature=0) for name in names
-            ]
-    assert made[0].choices[0].text != made[1].choices[0].text
+    assert serving_it.stdout is not None and serving_it.stderr is not None
+    try:
+        line = serving_it.stdout.readline()
+        assert line.startswith("brought-tuned is served at http://127.0.0.1:"), serving_it.stderr.read()
+        url = line.split(" at ")[1].split()[0]
+        names = [card["id"] for card in httpx.get(f"{url}/models").json()["data"]]
+        assert sorted(names) == ["brought-tuned", "brought-tuned-without-adapter"]
+        unmerged, plain = (asked(url, name) for name in sorted(names))
+    finally:
+        serving_it.send_signal(signal.SIGINT)
+        assert serving_it.wait(timeout=60) == 0
+    assert is_free(int(url.split(":")[2].split("/")[0]))
+    merged = ServedModel(run / "merge/model", "merged", dtype="float32", max_model_len=MAX_MODEL_LEN)
+    with serving(merged, engine="embedded", log=run / "log-merged", timeout_seconds=120) as running:
+        expected = asked(f"{running.url}/v1", "merged")
+    assert unmerged[0] == expected[0] and unmerged[0] != plain[0]
+    assert unmerged[1] == pytest.approx(expected[1], abs=2e-3)
+
+
+def asked(url: str, model: str) -> tuple[str, list[float]]:
+    """Return a greedy answer, and the logarithms of its tokens' probabilities."""
+    with openai.OpenAI(base_url=url, api_key="none") as asking:
+        made = asking.completions.create(model=model, prompt="hello there", max_tokens=12, temperature=0, logprobs=1)
+    assert made.choices[0].logprobs is not None
+    return made.choices[0].text, [float(value or 0) for value in made.choices[0].logprobs.token_logprobs or ()]

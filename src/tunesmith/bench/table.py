@@ -18,6 +18,8 @@ _TARGETS = {
     "good_fraction": "good ≥ {}",
 }
 _GAP = 3
+_BAR = 24  # letters
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 def table(speeds: Speeds) -> str:
@@ -35,7 +37,7 @@ def table(speeds: Speeds) -> str:
         f"  {label:<{widths[0]}}  {word:<{widths[1]}}" + "".join(f"{cell:>{width}}" for cell in cells)
         for label, word, cells in rows
     ]
-    return "\n".join(line.rstrip() for line in [*lines, *_verdicts(speeds)])
+    return "\n".join(line.rstrip() for line in [*lines, *_over_load(levels), *_verdicts(speeds)])
 
 
 def _counts(levels: list[LevelSummary]) -> Iterator[tuple[str, str, list[str]]]:
@@ -55,6 +57,31 @@ def _counts(levels: list[LevelSummary]) -> Iterator[tuple[str, str, list[str]]]:
     yield "load generator", "of a core", [_share(level.get("client_cpu_fraction"), 2) for level in levels]
     if any(level.get("sent_late_p99_ms") is not None for level in levels):
         yield "", "late p99, ms", [_digits(level.get("sent_late_p99_ms")) for level in levels]
+
+
+def _over_load(levels: list[LevelSummary]) -> Iterator[str]:
+    """Draw throughput and the slower answers over the load, one line for each of three levels or more."""
+    for key, unit in (("concurrency", "at once"), ("rate", "per second")):
+        found = sorted((level for level in levels if level.get(key) is not None), key=lambda level: level.get(key) or 0)
+        if len(found) < 3:
+            continue
+        names = [f"{level.get(key):g} {unit}" for level in found]
+        first = max(map(len, names))
+        columns = [
+            (title, [level.get(statistic) for level in found])
+            for title, statistic in (("tokens/s", "output_tokens_per_second"), ("whole answer p95, ms", "e2e_p95_ms"))
+        ]
+        room = max(len(_digits(value)) for _, values in columns for value in values) + 1 + _BAR
+        yield from ("", f"  {'':<{first}}" + "".join(f"{'':{_GAP}}{title:<{room}}" for title, _ in columns))
+        for index, name in enumerate(names):
+            bars = (_bar(values[index], max(value or 0 for value in values)) for _, values in columns)
+            yield f"  {name:>{first}}" + "".join(f"{'':{_GAP}}{bar:<{room}}" for bar in bars)
+
+
+def _bar(value: float | None, largest: float) -> str:
+    """Return a bar of eighths of letters, and the value behind it."""
+    whole, eighths = divmod(round(8 * _BAR * (value or 0) / largest) if largest else 0, 8)
+    return f"{'█' * whole}{_EIGHTHS[eighths]} {_digits(value)}"
 
 
 def _verdicts(speeds: Speeds) -> Iterator[str]:

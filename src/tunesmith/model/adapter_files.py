@@ -23,7 +23,6 @@ from tunesmith.model.adapters import (
     AdaptedLinear,
     AdapterSettings,
     adapters_of,
-    attach_to,
     is_transposed,
 )
 from tunesmith.model.chosen import tied_modules, whole_modules
@@ -306,38 +305,3 @@ def _check_layer(
     rank, told = parts["A"].shape[0], settings.at(layer).r
     if rank != told or len(parts["B"].shape) != 2 or parts["B"].shape[1] != rank:
         raise ModelError(f"the adapter of {layer!r} has rank {rank}, and {CONFIG} says {told}", where=where)
-
-
-# ── Put onto a model ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def put_on(model: Any, adapter: Adapter) -> None:
-    """Give a base model an adapter, in place: wrapped layers, and whole modules in their numbers.
-
-    Raises:
-        ModelError: they do not fit each other.
-    """
-    with torch.no_grad():
-        for name, layer in attach_to(model, adapter.settings, sorted(adapter.layers), seed=0).items():
-            parts = adapter.layers[name]
-            A, B, magnitude = parts.read_a(), parts.read_b(), parts.read_magnitude()
-            if layer.lora_A.shape != A.shape or layer.lora_B.shape != B.shape:
-                raise ModelError(f"adapter and model do not fit: shapes of {name!r} differ")
-            layer.lora_A.copy_(A)
-            layer.lora_B.copy_(B)
-            if layer.magnitude is not None and magnitude is not None:
-                layer.magnitude.copy_(magnitude)
-        _replace(model, adapter)
-
-
-def _replace(model: Any, adapter: Adapter) -> None:
-    tied = [f"{name}.weight" for name in tied_modules(model)]
-    held = [name for name in tied if name in adapter.whole]
-    if held and not (adapter.keeps_ties and held == tied):
-        what = "the adapter holds an embedding of its own, and the base model's is its output head, too"
-        raise ModelError(what, do="train it with ensure_weight_tying, or merge it with PEFT, which takes them apart")
-    state = model.state_dict()
-    for name, info in adapter.whole.items():
-        if name not in state or tuple(state[name].shape) != info.shape:
-            raise ModelError(f"adapter and model do not fit: the model has no {name!r} of the shape {info.shape}")
-        state[name].copy_(read_tensor(info))

@@ -57,24 +57,26 @@ def speed(found: Findings) -> Context | None:
 
 
 def _growing_load(levels: Levels, limits: dict[str, float | None]) -> list[tuple[str, Markup | None]]:
-    """Return throughput and first tokens over the load, for closed and open loops of three levels or more."""
+    """Return throughput and times over the load, for closed and open loops of three levels or more."""
     figures: list[tuple[str, Markup | None]] = []
     for key, axis in (("concurrency", "requests in flight"), ("rate", "requests per second")):
-        of_kind = [(f"{level[key]:g}", level) for _, level in levels if is_number(level.get(key))]
+        of_kind = [level for _, level in levels if is_number(level.get(key))]
         if len(of_kind) < 3:
             continue
-        names = [name for name, _ in of_kind]
+        loads = [float(level[key]) for level in of_kind]
 
-        def line(name: str, statistic: str, style: str, found: Levels = of_kind) -> Line:
-            return Line(name, [finite(level.get(statistic)) for _, level in found], style)
+        def line(name: str, statistic: str, style: str, found: list[dict[str, Any]] = of_kind) -> Line:
+            return Line(name, [finite(level.get(statistic)) for level in found], style)
 
         tokens = [line("tokens/s", "output_tokens_per_second", "main")]
         first = [line("median", "ttft_median_ms", "main"), line("p95", "ttft_p95_ms", "second")]
+        whole = [line("median", "e2e_median_ms", "main"), line("p95", "e2e_p95_ms", "second")]
         for title, lines, limit, unit in (
             ("Throughput, tokens per second", tokens, "output_tokens_per_second", "tokens/s"),
             ("First token, milliseconds: median and p95", first, "ttft_p95_ms", "ms"),
+            ("Whole answer, milliseconds: median and p95", whole, "e2e_p95_ms", "ms"),
         ):
-            figures.append((title, over_load(names, lines, limits.get(limit), title=title, axis=axis, unit=unit)))
+            figures.append((title, over_load(loads, lines, limits.get(limit), title=title, axis=axis, unit=unit)))
     return figures
 
 

@@ -227,12 +227,28 @@ def test_funnel_accounts_for_every_row() -> None:
     assert funnel(0, [], []) is None
 
 
+def drawn_over_load(levels: list[float], values: list[float | None]) -> tuple[list[float], list[str]]:
+    """Return where the dots are, from left to right, and the loads that the axis names."""
+    figure = over_load(levels, [Line("p95", values)], 500.0, title="t", axis="in flight", unit="ms")
+    root = ElementTree.fromstring(str(figure))
+    named = [e.text or "" for e in root.iter("text") if "middle" in str(e.get("class"))]
+    return [float(str(e.get("cx"))) for e in root.iter("circle")], named
+
+
 def test_levels_over_load() -> None:
-    line = Line("p95", [100.0, None, 400.0])
-    root = ElementTree.fromstring(str(over_load(["1", "8", "32"], [line], 500.0, title="t", axis="a", unit="ms")))
-    assert len(list(root.iter("circle"))) == 2
-    assert over_load(["1"], [Line("p95", [1.0])], None, title="t", axis="a", unit="ms") is None
-    assert over_load(["1", "2"], [Line("p95", [None, None])], None, title="t", axis="a", unit="ms") is None
+    places, named = drawn_over_load([1, 8, 32], [100.0, None, 400.0])
+    assert len(places) == 2 and named == ["32", "8", "1"]
+    assert over_load([1], [Line("p95", [1.0])], None, title="t", axis="a", unit="ms") is None
+    assert over_load([1, 2], [Line("p95", [None, None])], None, title="t", axis="a", unit="ms") is None
+
+
+def test_loads_stand_where_their_size_puts_them() -> None:
+    (a, b, c), _ = drawn_over_load([10, 12, 20], [1.0, 2.0, 3.0])
+    assert (b - a) / (c - a) == pytest.approx(0.2, abs=0.01), "near each other: equal steps are equal differences"
+    (a, b, c), _ = drawn_over_load([1, 4, 64], [1.0, 2.0, 3.0])
+    assert (b - a) / (c - a) == pytest.approx(1 / 3, abs=0.01), "far apart: equal steps are equal factors"
+    places, named = drawn_over_load([1.0, 1.01, 1.02, 40.0, 41.5, 640.0], [1.0] * 6)
+    assert len(places) == 6 and named[0] == "640" and len(named) == 3, "texts that would touch are left out"
 
 
 def test_loss_that_falls_by_decades_is_drawn_logarithmically() -> None:

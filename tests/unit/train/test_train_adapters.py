@@ -15,9 +15,10 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file  # noqa: E402
 
 from tests import tiny  # noqa: E402
+from tests.adapter_on_model import put_on  # noqa: E402
 from tunesmith.errors import ModelError  # noqa: E402
 from tunesmith.merge import stage as merge  # noqa: E402
-from tunesmith.model.adapter_files import load_adapter, put_on  # noqa: E402
+from tunesmith.model.adapter_files import load_adapter  # noqa: E402
 from tunesmith.model.adapters import AdapterSettings, attach  # noqa: E402
 from tunesmith.model.load import load_model  # noqa: E402
 from tunesmith.model.nf4 import round_trip  # noqa: E402
