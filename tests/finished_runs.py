@@ -65,7 +65,7 @@ def write(path: Path, kind: str = "full") -> RunDir:
     if kind == "failed":
         stages = ["data"]
     else:
-        run_dir.save(_checkpoint())
+        run_dir.save(checkpoint())
     if kind == "minimal":
         stages = ["data", "train"]
     if kind not in ("failed", "minimal"):
@@ -106,7 +106,7 @@ def _dataset(*, hostile: bool) -> Dataset:
     )
 
 
-def _checkpoint() -> Checkpoint:
+def checkpoint() -> Checkpoint:
     return Checkpoint(
         path="train/final",
         method="lora",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests import finished_runs
 from tests.fakes.tiny_checkpoint import make_checkpoint
 from tunesmith.artifacts import Weights
 from tunesmith.bench import stage as bench_stage
 from tunesmith.bench.table import table
 from tunesmith.errors import BenchError, StageError
 from tunesmith.recipe.schema import Bench, Data, Model, Recipe, Serve, Source, Targets
-from tunesmith.serve.stage import Servers
+from tunesmith.serve.engine import engine_named
+from tunesmith.serve.stage import Servers, served_model
 from tunesmith.store.run_dir import RunDir
 
 
@@ -106,8 +109,10 @@ def test_prompts_that_never_fit(recipe: Recipe, run_dir: RunDir, tmp_path: Path)
 def test_an_unmerged_adapter_is_served_on_top_of_the_base(recipe: Recipe, run_dir: RunDir) -> None:
     run_dir.trained.mkdir(parents=True)
     (run_dir.trained / "adapter_config.json").write_text(json.dumps({"r": 4}))
-    run_dir.save(finished_runs.checkpoint(run_dir.relative(run_dir.trained)))
-    unmerged = dataclasses.replace(recipe, serve=dataclasses.replace(recipe.serve, engine="vllm", unmerged_adapter=True))
+    run_dir.save(finished_runs.checkpoint())
+    unmerged = dataclasses.replace(
+        recipe, serve=dataclasses.replace(recipe.serve, engine="vllm", unmerged_adapter=True)
+    )
     tuned, base = (served_model(unmerged, run_dir, which) for which in ("tuned", "base"))
     assert (tuned.path, tuned.name, tuned.adapter) == (Path(recipe.model.name_or_path), "tiny-tuned", run_dir.trained)
     assert (base.path, base.name, base.adapter) == (tuned.path, "tiny-base", None)
