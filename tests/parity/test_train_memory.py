@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from tunesmith.model.load import load_model  # noqa: E402
 from tunesmith.recipe.activations import activation_bytes_per_token  # noqa: E402
 from tunesmith.recipe.facts import Facts  # noqa: E402
 from tunesmith.tokens.shards import Shards  # noqa: E402
+from tunesmith.train import shard  # noqa: E402
 from tunesmith.train.batches import Collator  # noqa: E402
 from tunesmith.train.objective import DpoObjective, sft  # noqa: E402
 from tunesmith.train.optim import Moved  # noqa: E402
 from tunesmith.train.token_losses import TokenLosses  # noqa: E402
+from tunesmith.train.world import World  # noqa: E402
 
 TOLERANCE = 0.15
 CPU = torch.device("cpu")
@@ -30,21 +33,27 @@ CPU = torch.device("cpu")
 def kept_bytes_per_token(objective: Any, losses: TokenLosses, batch: Any) -> float:
     """Return the size of the distinct tensors that a forward pass keeps for the backward one.
 
-    Without the gradient of a head that moves: it is there once, whatever the batch.
+    Those of the layers lie in Python objects, since `model.recomputed` hands them to autograd. Without the gradient of
+    a head that moves: it is there once, whatever the batch.
     """
-    weights = {tensor.data_ptr() for tensor in [*losses.parameters(), *losses.buffers()]}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*losses.parameters(), *losses.buffers()]}
     head = losses.split.plain_head
+    before = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+    known = {id(tensor) for tensor in before}
     kept: dict[int, Any] = {}
 
-    def pack(tensor: Any) -> Any:
+    def keep(tensor: Any) -> Any:
         address = tensor.untyped_storage().data_ptr()
         if address not in weights and (head is None or tensor.shape != head.weight.shape):
             kept[address] = tensor  # held, so that no address is used twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss, _ = objective(losses, batch)
     assert loss.requires_grad
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and id(found) not in known:
+            keep(found)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / batch.num_computed
 
 
@@ -66,6 +75,7 @@ def ratio(tmp_path: Path, family: str, *, dtype: str = "float32", **train: Any) 
     Moved(model)
     losses = TokenLosses(split(model))
     assert use_spans(losses.split)
+    shard.prepare(losses, recipe, World(0, 1, CPU))
     shards = Shards(tmp_path / "rows")
     (batch,) = Collator(shards, "spans", max_tokens=10_000, device=CPU).micro_batches(torch.arange(6).numpy())
     objective = DpoObjective(recipe.train.dpo, lambda losses, batch: torch.zeros(6, 2)) if dpo else sft

@@ -8,6 +8,9 @@ Per layer, in numbers of the compute format (N: outputs of a linear layer, n: it
                                   factors of a gated MLP), and n where they have an adapter or move themselves
     norms                         their input, in 32 bits for RMSNorm; where an RMSNorm moves, what it has made of it
 
+Unless layers are checkpointed, compiled or sharded, what norms and activation functions give is made again
+(`model.cheap_parts`): the readers' common input, what an MLP's writer reads, and what a norm has made are not kept.
+
 An adapter keeps r numbers besides; DoRA all outputs once more; dropout each layer's input twice instead of sharing it.
 `tests/parity/test_train_memory.py` holds this against autograd.
 """
@@ -24,6 +27,13 @@ _ATTENTION_WRITERS = ("o_proj", "out_proj", "c_proj", "dense", "wo")  # told by 
 # Written out in Python by transformers, so that more of their steps are kept: numbers per output beside the input.
 _STEPS_KEPT = {"gelu_new": 3, "gelu_fast": 4, "quick_gelu": 1}
 _REPEATED_PROMPT = 0.25  # share of a preference pair's positions whose attention is made for both answers
+
+
+def recomputes(recipe: Recipe) -> bool:
+    """Return whether cheap parts are made again in the backward pass."""
+    train = recipe.train
+    sharded = train.parallelism == "fsdp2" and train.num_processes != 1
+    return train.gradient_checkpointing is not True and train.torch_compile is not True and not sharded
 
 
 def compute_bytes(recipe: Recipe) -> int:
@@ -67,7 +77,10 @@ def _numbers_of_block(name: str, linears: list[Linear], recipe: Recipe, facts: F
     readers = [linear for linear in linears if linear not in writers]
     outputs = sum(linear.num_outputs for linear in readers)
     kept: float = outputs
-    if not dropped:
+    again = recomputes(recipe)
+    if again and "att" not in name:
+        return kept
+    if not dropped and not again:
         kept += max((linear.num_inputs for linear in readers if _needs_input(linear, recipe)), default=0)
     for writer in writers:
         apart = outputs > writer.num_inputs  # what it reads is not what the readers gave
@@ -113,10 +126,15 @@ def _norm_bytes(recipe: Recipe, facts: Facts) -> float:
     total = 0.0
     for norm in norms:
         moves = recipe.train.method == "full" or is_whole(norm.name, recipe.train.lora.modules_to_save)
-        total += _normed(norm, outputs, facts) * (read + (width if moves and is_rms else 0))
+        normed = _normed(norm, outputs, facts)
+        if recomputes(recipe) and (moves or normed == facts.hidden_size):
+            total += normed * width
+        else:
+            total += normed * (read + (width if moves and is_rms else 0))
     if norms:
         return total
-    return (2 * facts.num_layers + 1) * facts.hidden_size * (4 + (width if recipe.train.method == "full" else 0))
+    made = 0 if recomputes(recipe) or recipe.train.method != "full" else width
+    return (2 * facts.num_layers + 1) * facts.hidden_size * (4 + made)
 
 
 def _is_norm(name: str) -> bool:

@@ -1,6 +1,8 @@
 """What is done to a model before it trains, in this order, and why in this order.
 
-1. Gradient checkpointing wraps a layer's forward: what is compiled and sharded afterwards is the wrapped layer.
+1. Gradient checkpointing wraps a layer's forward: what is compiled and sharded afterwards is the wrapped layer. Without
+   it, cheap parts are made again in the backward pass; not in compiled layers, where the compiler decides that itself,
+   and not yet in shards (untried).
 2. Compiling, layer by layer: they are alike, so that one compilation serves all of them, and a layer's graph has no
    communication in it.
 3. FSDP2 puts its gathering and scattering around each (compiled) layer, and around all that is left.
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith.model.cheap_parts import recompute_cheap_parts
 from tunesmith.model.load import DTYPES
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.token_losses import TokenLosses
@@ -24,12 +27,15 @@ def prepare(losses: TokenLosses, recipe: Recipe, world: World) -> None:
     """Checkpoint, compile and shard a model in place, as the recipe says."""
     train = recipe.train
     model = losses.model
+    sharded = train.parallelism == "fsdp2" and world.size > 1
     if train.gradient_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    elif train.torch_compile is not True and not sharded:
+        losses.recomputes = recompute_cheap_parts(model) > 0
     if train.torch_compile is True:
         for layer in layers_of(model):
             layer.compile(dynamic=True)
-    if train.parallelism == "fsdp2" and world.size > 1:
+    if sharded:
         _shard(losses, recipe, world)
 
 

@@ -10,6 +10,7 @@ Shapes: N positions with a loss, C of them in a chunk, H hidden size, V vocabula
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -18,22 +19,29 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.model.head import SplitModel
+from tunesmith.model.recomputed import keeping_less
 from tunesmith.recipe.memory import LOGITS_CHUNK_BYTES
 from tunesmith.train.batches import Batch
 
 
 class TokenLosses(nn.Module):
-    """The model with its head and loss as one module: what every rank calls, and what is sharded as a whole."""
+    """The model with its head and loss as one module: what every rank calls, and what is sharded as a whole.
+
+    Attributes:
+        recomputes: whether parts of the model are made again in the backward pass (`model.recomputed`).
+    """
 
     def __init__(self, split: SplitModel) -> None:
         super().__init__()
         self.split = split
         self.model = split.model
+        self.recomputes = False
 
     def forward(self, batch: Batch, summed: bool = False) -> Tensor:
         """Return the loss of each trained token in float32, (N,), or their sum."""
         split = self.split
-        hidden_BTH = split.hidden(batch.ids_BT, batch.positions_BT, batch.spans)
+        with keeping_less() if self.recomputes else contextlib.nullcontext():
+            hidden_BTH = split.hidden(batch.ids_BT, batch.positions_BT, batch.spans)
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[batch.select_N]
         if not split.head_is_trained:
             losses_N: Tensor = _FrozenHead.apply(hidden_NH, batch.targets_N, split)
