@@ -287,6 +287,8 @@ def compare(name: str, given: argparse.Namespace, model: Path, peaks: dict[str, 
     tried = known if given.search else known[:1]
     contestants: list[tuple[str, dict[str, Any] | None]] = [(OURS, None), ("TRL defaults", {})]
     contestants += [(f"TRL best ({n + 1})" if given.search else "TRL best", one) for n, one in enumerate(tried)]
+    if given.ours_alone:
+        del contestants[1:]
     rounds: dict[str, list[Measured]] = {}
     for _ in range(given.runs):
         for label, settings in contestants:
@@ -298,10 +300,10 @@ def compare(name: str, given: argparse.Namespace, model: Path, peaks: dict[str, 
             print(f"  {label}: {run.failure or f'{run.tokens_per_second:.1f} tokens/s'}  [{run.settings}]", flush=True)
             rounds.setdefault(label, []).append(run)
     runs = [middle(measured) for measured in rounds.values()]
-    best = max(runs[2:], key=lambda run: -1.0 if run.failure else run.tokens_per_second)
+    best = [max(runs[2:], key=lambda run: -1.0 if run.failure else run.tokens_per_second)] if runs[2:] else []
     ordered = {label for label, settings in contestants if settings is None or keeps_order(settings)}
     differing = disagreements(runs, batches, ordered)
-    shown = [*runs[:2], dataclasses.replace(best, contestant="TRL best")]
+    shown = [*runs[:2], *(dataclasses.replace(run, contestant="TRL best") for run in best)]
     heading = f"{batches.dtype}; {given.steps - SKIPPED_STEPS} steps measured, after {SKIPPED_STEPS}; "
     heading += f"matrix peak {peaks[batches.dtype] / 1e9:.0f} GFLOP/s"
     return [heading, "", *table(name, shown, peaks[batches.dtype], config)], differing
@@ -358,6 +360,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--max-length", type=int, default=1024, help="longer rows are left out")
     parser.add_argument("--sequence-length", type=int, help="join SFT conversations up to this many tokens")
+    parser.add_argument("--ours-alone", action="store_true", help="no TRL: for comparison with an earlier result")
     parser.add_argument("--search", action="store_true", help="try every candidate for TRL's best settings")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "train-vs-peers")
     parser.add_argument("--write", type=Path, help="Markdown file for the result, `benchmarks/results/DATE-train.md`")

@@ -22,6 +22,7 @@ from tunesmith.train.optim import Moved, build_optimizer
 from tunesmith.train.out_of_memory import MemoryRoom
 from tunesmith.train.reference import Reference
 from tunesmith.train.setting import Setting
+from tunesmith.train.threads import use_one_if_better
 from tunesmith.train.token_losses import TokenLosses
 from tunesmith.train.validation import Validation
 from tunesmith.train.world import World
@@ -50,21 +51,25 @@ def build(setting: Setting, world: World) -> dict[str, Any]:
     moved = Moved(model)
     room = MemoryRoom(run_dir.stage("train") / "memory.json")
 
+    asked = int(train.per_device_train_batch_size) * recipe.data.max_length * (1 if shards.num_segments == 1 else 2)
+
     def collator(of: Shards) -> Collator:
-        sides = 1 if of.num_segments == 1 else 2
-        asked = int(train.per_device_train_batch_size) * recipe.data.max_length * sides
         ranks_meet = train.parallelism == "fsdp2" and world.size > 1
         return Collator(
             of, layout, max_tokens=room.tokens(asked), device=world.device,
             rank=world.rank, num_ranks=world.size, even=ranks_meet,
         )  # fmt: skip
 
+    of_training = collator(shards)
+    of_a_step = float(of_training.lengths.mean()) * train.global_batch_size
+    if world.device.type == "cpu" and use_one_if_better(model, min(asked, of_a_step)):
+        say("  train: one thread; the products of a micro-batch are too small to share out (OMP_NUM_THREADS overrides)")
     parts = {
         "losses": losses,
         "moved": moved,
         "optimizer": build_optimizer(train, moved.weights),
         "stream": Stream(len(shards), train, recipe.seed),
-        "collator": collator(shards),
+        "collator": of_training,
         "room": room,
     }
     return parts | _objectives(setting, world, parts, collator(held_out) if held_out and len(held_out) else None)

@@ -61,7 +61,7 @@ class Flops:
         heads = int(getattr(config, "num_attention_heads", 0) or 0)
         head_size = getattr(config, "head_dim", None) or int(config.hidden_size) // max(1, heads)
         return cls(
-            body=sum(_numbers(layer) for layer in layers),
+            body=sum(num_numbers(layer) for layer in layers),
             head=int(head.weight.numel()) if head is not None else 0,
             attention=int(config.num_hidden_layers) * heads * int(head_size),
             adapter=num_adapter,
@@ -75,7 +75,8 @@ class Flops:
         return linear + 12 * self.attention * counts.pairs + 6 * self.adapter * counts.computed
 
 
-def _numbers(layer: Any) -> int:
+def num_numbers(layer: Any) -> int:
+    """Return the numbers in a linear layer's matrix."""
     if isinstance(layer, Nf4Linear):
         return int(layer.out_features * layer.in_features)
     return int(layer.weight.numel())
