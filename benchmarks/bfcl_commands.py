@@ -25,7 +25,7 @@ from bfcl_answers import answers, right_calls, source_text
 from bfcl_vs_official import CALLS, items
 
 from tunesmith.evaluate.bfcl.decoding import decode_text
-from tunesmith.evaluate.bfcl.python_tree import Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.bfcl.scoring import judge
 from tunesmith.evaluate.bfcl.verdicts import NOT_COMPARABLE
 

@@ -28,7 +28,7 @@ from tunesmith.evaluate.bfcl.checking import Rules
 from tunesmith.evaluate.bfcl.decoding import decode_openai_calls, decode_text
 from tunesmith.evaluate.bfcl.format_sensitivity import FORMS
 from tunesmith.evaluate.bfcl.prompts import hinted, openai_tools, system_prompt
-from tunesmith.evaluate.bfcl.python_tree import Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.bfcl.scoring import judge, judge_calls
 from tunesmith.evaluate.bfcl.verdicts import NOT_COMPARABLE
 

@@ -15,7 +15,7 @@ from tunesmith.evaluate.bfcl.multi_turn.dialogue import Manner, converse
 from tunesmith.evaluate.bfcl.multi_turn.functions import Function, describe, has_official
 from tunesmith.evaluate.bfcl.multi_turn.replies import calls_of, turns_of
 from tunesmith.evaluate.bfcl.multi_turn.world import PROGRAMS, methods_of
-from tunesmith.evaluate.bfcl.python_tree import Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.client import Answer, Request, ToolCall
 
 ITEM: dict[str, Any] = {

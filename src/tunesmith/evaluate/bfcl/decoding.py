@@ -15,8 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from typing import Any, Literal
 
-from tunesmith.evaluate.bfcl.python_calls import read_calls
-from tunesmith.evaluate.bfcl.python_tree import MOST_CHARACTERS, Undecodable, check_brackets
+from tunesmith.evaluate.bfcl.python_calls import MOST_CHARACTERS, Undecodable, check_brackets, read_calls
 from tunesmith.evaluate.bfcl.tree_calls import read_java_call, read_javascript_call
 from tunesmith.tokens.tool_calls import parse_tool_calls
 

@@ -20,7 +20,7 @@ from tunesmith.evaluate.bfcl.categories import category
 from tunesmith.evaluate.bfcl.checking import Rules
 from tunesmith.evaluate.bfcl.dataset import Entry, load
 from tunesmith.evaluate.bfcl.decoding import Notation, decode_text
-from tunesmith.evaluate.bfcl.python_tree import Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.bfcl.scoring import judge_calls
 from tunesmith.evaluate.bfcl.verdicts import Verdict
 

@@ -9,7 +9,7 @@ from tunesmith.evaluate.bfcl import checking
 from tunesmith.evaluate.bfcl.categories import Category, Language
 from tunesmith.evaluate.bfcl.dataset import Entry
 from tunesmith.evaluate.bfcl.decoding import Protocol, decode, is_list_of_calls
-from tunesmith.evaluate.bfcl.python_tree import Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.bfcl.verdicts import VALID, Verdict, told
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tunesmith.errors import missing_extra
 from tunesmith.evaluate.bfcl.plain_source import plain_call
-from tunesmith.evaluate.bfcl.python_tree import Call, Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Call, Undecodable
 
 MOST_CHARACTERS = 10_000
 _MOST_DEPTH = 250

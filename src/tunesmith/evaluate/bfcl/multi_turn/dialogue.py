@@ -20,7 +20,7 @@ from tunesmith.evaluate.bfcl.multi_turn.checking import is_empty, scene_of
 from tunesmith.evaluate.bfcl.multi_turn.functions import Function
 from tunesmith.evaluate.bfcl.multi_turn.replies import calls_of
 from tunesmith.evaluate.bfcl.multi_turn.world import World
-from tunesmith.evaluate.bfcl.python_tree import Undecodable
+from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.client import Answer, Request
 from tunesmith.evaluate.task import Dialogue
 from tunesmith.rows.conversation import Message, Tool

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.evaluate.bfcl.decoding import Protocol, decode_native, decode_text
 from tunesmith.evaluate.bfcl.multi_turn.checking import is_empty
-from tunesmith.evaluate.bfcl.python_tree import MOST_CHARACTERS, Undecodable
+from tunesmith.evaluate.bfcl.python_calls import MOST_CHARACTERS, Undecodable
 
 
 def turns_of(response: Any, protocol: Protocol) -> Any:
