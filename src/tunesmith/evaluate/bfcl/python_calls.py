@@ -164,21 +164,26 @@ _NAME = rf"{_WORD}(?:\.{_WORD})*+"
 _SCALAR = rf"{_STRING}|{_NUMBER}|{_WORD}"
 
 
+def _separated(part: str, closing: str) -> str:
+    """Return an expression for parts between commas. It holds the part once: nesting multiplies what is compiled."""
+    return rf"(?:{part}(?:,{_GAP}(?!{closing})|(?={closing})))"
+
+
 def _listed(value: str) -> str:
-    return rf"\[{_GAP}(?:(?:{value}){_GAP}(?:,{_GAP}(?:{value}){_GAP})*+)?+\]"
+    return rf"\[{_GAP}{_separated(f'(?:{value}){_GAP}', ']')}*+\]"
 
 
 def _mapped(value: str) -> str:
     pair = rf"(?:{_STRING}){_GAP}:{_GAP}(?:{value}){_GAP}"
-    return rf"\{{{_GAP}(?:{pair}(?:,{_GAP}{pair})*+)?+\}}"
+    return rf"\{{{_GAP}{_separated(pair, '}')}*+\}}"
 
 
 _FLAT = _listed(_SCALAR)
 _PAIRED = _mapped(rf"{_SCALAR}|{_FLAT}")
 _COMPOUND = rf"{_FLAT}|{_PAIRED}|{_listed(rf'{_SCALAR}|{_FLAT}|{_PAIRED}')}"
 _ARGUMENT = rf"{_WORD}[ ]*+=[ ]*+(?:{_SCALAR}|{_COMPOUND}){_GAP}"
-_CALL = rf"{_NAME}\({_GAP}(?:{_ARGUMENT}(?:,{_GAP}{_ARGUMENT})*+)?+\){_GAP}"
-_PLAIN = re.compile(rf"\[{_GAP}{_CALL}(?:,{_GAP}{_CALL})*+\]", re.ASCII)
+_CALL = rf"{_NAME}\({_GAP}{_separated(_ARGUMENT, '[)]')}*+\){_GAP}"
+_PLAIN = re.compile(rf"\[{_GAP}{_separated(_CALL, ']')}++\]", re.ASCII)
 # In a plain text: a function's name and nothing else, or an argument's name with a scalar or something compound.
 _PART = re.compile(rf"({_NAME})(?:\(|[ ]*+=[ ]*+(?:({_SCALAR})|({_COMPOUND})))", re.ASCII)
 _TOKEN_OF_COMPOUND = re.compile(rf"{_SCALAR}|[\[\]{{}}]", re.ASCII)
