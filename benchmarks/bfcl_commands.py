@@ -3,8 +3,8 @@
     python benchmarks/bfcl_commands.py --data DIR --official /path/to/env/bin/python [--rounds 5]
 
 `DIR` is `bfcl_eval/data`; `--official` is the Python of an environment that `bfcl_official_evaluate.py` describes. One
-answer to every item, half of them right and half with something wrong. Each category is scored by a command of its own,
-and all ten by one official command beside ten of ours. Both must count the same answers right.
+answer to every item, half of them right and half with something wrong: the largest category by one command each, then
+all ten by one command each. Both must count the same answers right.
 """
 
 from __future__ import annotations
@@ -59,11 +59,15 @@ def write(found: list[dict[str, Any]], room: Path) -> dict[str, Path]:
     """Write one file of answers per category, in the official layout and in ours; return ours."""
     group = room / "result/plain/answers"
     group.mkdir(parents=True)
+    (room / "answers").mkdir()
     paths = {}
     for category in CALLS:
         asked = [item for item in found if item["category"] == category.name]
         said = [(item["id"], answer(item, number)) for number, item in enumerate(asked)]
-        rows = {"result": group / f"BFCL_v4_{category.name}_result.json", "response": room / f"{category.name}.jsonl"}
+        rows = {
+            "result": group / f"BFCL_v4_{category.name}_result.json",
+            "response": room / f"answers/{category.name}.jsonl",
+        }
         for key, path in rows.items():
             path.write_text("".join(json.dumps({"id": name, key: text}) + "\n" for name, text in said))
         paths[category.name] = rows["response"]
@@ -79,12 +83,13 @@ def seconds(command: list[str], room: Path) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout
 
 
-def ours(name: str, paths: dict[str, Path], data: Path, room: Path) -> tuple[float, int]:
-    """Score a category; return seconds and right answers."""
-    out = room / f"{name}.verdicts.jsonl"
-    command = [sys.executable, "-m", "tunesmith", "bfcl", "score", "--category", name, "--responses", str(paths[name])]
-    took, said = seconds([*command, "--out", str(out), "--data", str(data), "--json"], room)
-    return took, json.loads(said)["correct_count"]
+def ours(responses: Path, data: Path, room: Path, *names: str) -> tuple[float, dict[str, int]]:
+    """Score a file, or a directory of them; return seconds and right answers by category."""
+    command = [sys.executable, "-m", "tunesmith", "bfcl", "score", "--responses", str(responses), "--data", str(data)]
+    out = room / ("verdicts.jsonl" if names else "verdicts")
+    took, said = seconds([*command, "--out", str(out), "--json", *(["--category", *names] if names else [])], room)
+    found = json.loads(said)
+    return took, {one["category"]: one["correct_count"] for one in found.get("categories", [found])}
 
 
 def theirs(names: list[str], python: str, room: Path) -> tuple[float, dict[str, int]]:
@@ -106,15 +111,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         room = Path(place)
         paths = write(items(args.data), room)
-        timed: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ["live_multiple", "all ten"]}
+        timed: dict[str, tuple[list[float], list[float]]] = {"live_multiple": ([], []), "all ten": ([], [])}
         for _ in range(args.rounds):
-            took, right = theirs(names, args.official, room)
-            own = {name: ours(name, paths, args.data, room) for name in names}
-            differences += sum(own[name][1] != right[name] for name in names)
-            timed["all ten"][0].append(sum(took for took, _ in own.values()))
-            timed["all ten"][1].append(took)
-            timed["live_multiple"][0].append(own["live_multiple"][0])
-            timed["live_multiple"][1].append(theirs(["live_multiple"], args.official, room)[0])
+            for name, official in (("live_multiple", ["live_multiple"]), ("all ten", names)):
+                took, right = theirs(official, args.official, room)
+                one = [name] if len(official) == 1 else []
+                own_took, own = ours(paths[name] if one else room / "answers", args.data, room, *one)
+                differences += sum(own[category] != right[category] for category in official)
+                timed[name][0].append(own_took)
+                timed[name][1].append(took)
     print(f"categories counted differently: {differences}; right answers: {right}")
     for name, (mine, official) in timed.items():
         a, b = statistics.median(mine), statistics.median(official)

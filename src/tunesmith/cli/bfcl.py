@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
+
+    from tunesmith.evaluate.bfcl.responses import Scored
 
 PROTOCOLS = ("prompt", "fc-openai-tools", "fc-native-template")
 
@@ -25,7 +28,10 @@ Verdicts and names of errors are the official checker's. What a response is, by 
 Multi-turn categories: a list of turns, each a list of such replies (lists of call strings will do), as in official
 result files; the calls are carried out in simulations, never evaluated.
 
-Answers may be few: accuracy is over those that are there, and what is missing is told."""
+Answers may be few: accuracy is over those that are there, and what is missing is told.
+
+A directory is scored file by file, with the leaderboard's summary numbers over all of them: files named as in official
+result directories (BFCL_v4_CATEGORY_result.json) or CATEGORY.jsonl; --category then picks some of them."""
 
 
 def add_arguments_bfcl(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +44,21 @@ def add_arguments_bfcl(parser: argparse.ArgumentParser) -> None:
         description=_SCORE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    score.add_argument("--category", required=True, metavar="C", help="the answered items: `tunesmith bfcl categories`")
-    score.add_argument("--responses", required=True, metavar="F.jsonl", help="answers: one {id, response} a line")
     score.add_argument(
-        "--out", required=True, metavar="V.jsonl", help="verdicts: one {id, valid, error_type, error} a line"
+        "--category",
+        nargs="+",
+        default=[],
+        metavar="C",
+        help="the answered items: `tunesmith bfcl categories`; of a directory also several, and collections",
+    )
+    score.add_argument(
+        "--responses", required=True, metavar="F.jsonl", help="answers: one {id, response} a line; or a directory"
+    )
+    score.add_argument(
+        "--out",
+        required=True,
+        metavar="V.jsonl",
+        help="verdicts: one {id, valid, error_type, error} a line; or a directory",
     )
     score.add_argument(
         "--protocol", choices=PROTOCOLS, default="prompt", help="how they were asked for (default: prompt)"
@@ -70,14 +87,43 @@ def _score(args: argparse.Namespace) -> int:
     from tunesmith.evaluate.bfcl.location import locate
     from tunesmith.evaluate.bfcl.responses import score
 
-    known = category(args.category)
     responses, out = Path(args.responses), Path(args.out)
+    if responses.is_dir():
+        return _score_folder(args, responses, out)
+    if len(args.category) != 1:
+        raise UsageError("a file of answers is of one category", do="name it with --category, or give a directory")
+    known = category(args.category[0])
     if responses.resolve() == out.resolve():
         raise UsageError("the verdicts would replace the answers", where=args.out, do="give another name with --out")
     scored = score(known, locate(args.data), responses, out, args.protocol)
     if args.json:
         _print_json(scored.as_json())
+    else:
+        _tell(scored)
+        print(f"verdicts: {args.out}")
+    return 0
+
+
+def _score_folder(args: argparse.Namespace, answers: Path, out: Path) -> int:
+    from tunesmith.evaluate.bfcl.folder import score_folder
+    from tunesmith.evaluate.bfcl.location import locate
+    from tunesmith.track.console import warn
+
+    scored = score_folder(answers, locate(args.data), out, args.protocol, args.category)
+    for path in scored.left_out:
+        warn(f"{path}: not scored, for answers alone do not decide it")
+    if args.json:
+        _print_json(scored.as_json())
         return 0
+    for of_category in scored.categories:
+        _tell(of_category)
+    for name, accuracy in scored.summary.items():
+        print(f"{name}: {100 * accuracy.value:.2f} % ({accuracy.num_items:,} items)")
+    print(f"verdicts: {args.out}")
+    return 0
+
+
+def _tell(scored: Scored) -> None:
     missing = f", {scored.num_missing:,} not answered" if scored.num_missing else ""
     print(
         f"{scored.category}: {100 * scored.accuracy:.2f} % ({scored.correct_count:,} of {scored.total_count:,} right"
@@ -88,8 +134,6 @@ def _score(args: argparse.Namespace) -> int:
     for name in ("accuracy_max_delta", "accuracy_std", "accuracy_variance"):
         if name in scored.extra:
             print(f"  {scored.extra[name]:>6}  {name} over {len(scored.extra['accuracy_by_form'])} forms of the prompt")
-    print(f"verdicts: {args.out}")
-    return 0
 
 
 def _categories(args: argparse.Namespace) -> int:

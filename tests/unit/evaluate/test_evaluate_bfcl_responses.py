@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 from tunesmith.cli.app import main
 from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluate.bfcl import format_sensitivity
-from tunesmith.evaluate.bfcl.categories import category
-from tunesmith.evaluate.bfcl.responses import score
+from tunesmith.evaluate.bfcl.categories import category, expand
+from tunesmith.evaluate.bfcl.folder import ScoredFolder
+from tunesmith.evaluate.bfcl.responses import Scored, score
 from tunesmith.evaluate.bfcl.verdicts import Verdict
 
 _FUNCTION = {
@@ -154,6 +156,59 @@ def test_the_data_is_found_through_the_environment(tmp_path: Path, monkeypatch: 
     answers = _write_lines(tmp_path / "a.jsonl", [{"id": "simple_python_1", "response": "f(n=1)"}])
     arguments = ["--category", "simple", "--responses", str(answers), "--out", str(tmp_path / "v.jsonl")]
     assert main(["bfcl", "score", *arguments]) == 0
+
+
+# ---- directories
+
+
+def _folder(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data")
+    answers = tmp_path / "result" / "model" / "non_live"
+    answers.mkdir(parents=True)
+    (tmp_path / "result" / "model" / "live").mkdir()
+    right, wrong = ({"id": "simple_python_1", "result": f"[f(n={n})]"} for n in (1, 2))
+    _write_lines(answers / "BFCL_v3_simple_result.json", [right])
+    _write_lines(answers / "BFCL_v4_memory_kv_result.json", [{"id": "memory_0", "result": ""}])
+    _write_lines(answers / "notes.jsonl", [wrong])
+    return tmp_path / "result" / "model"
+
+
+def test_a_directory_is_scored_file_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = _folder(tmp_path)
+    command = ["bfcl", "score", "--responses", str(answers), "--data", str(tmp_path / "data")]
+    assert main([*command, "--out", str(answers / "verdicts")]) == 0
+    told = capsys.readouterr()
+    assert "simple_python: 100.00 % (1 of 1 right, 2 not answered)" in told.out and "BFCL_v4_memory_kv" in told.err
+    written = {path.name: path.read_text() for path in (answers / "verdicts").iterdir()}
+    assert written == {"simple_python.jsonl": written["simple_python.jsonl"]}
+    assert json.loads(written["simple_python.jsonl"])["valid"]
+    assert main([*command, "--out", str(answers / "verdicts"), "--json", "--category", "non_live"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["category"] for one in found["categories"]] == ["simple_python"] and found["summary"] == {}
+
+
+def test_a_directory_that_cannot_be_scored_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = _folder(tmp_path)
+    command = ["bfcl", "score", "--responses", str(answers), "--data", str(tmp_path / "data"), "--out"]
+    assert main([*command, str(answers)]) == 2 and "among the answers" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "v"), "--category", "live"]) == 3
+    assert "no file of answers" in capsys.readouterr().err and not (tmp_path / "v").exists()
+    _write_lines(answers / "live" / "simple_python.jsonl", [{"id": "simple_python_1", "response": "f(n=1)"}])
+    assert main([*command, str(tmp_path / "v")]) == 2
+    assert "two files answer simple_python" in capsys.readouterr().err
+    one = ["bfcl", "score", "--responses", str(answers / "live" / "simple_python.jsonl"), "--out", str(tmp_path / "v")]
+    assert main(one) == 2 and "is of one category" in capsys.readouterr().err
+
+
+def test_summary_numbers_are_those_of_whole_categories() -> None:
+    scored = [
+        Scored(known.name, "prompt", "BFCL_v4", known.num_items // 2, known.num_items, 0, {}, {})
+        for known in expand(["non_live", "live"])
+    ]
+    found = ScoredFolder(tuple(scored), ()).as_json()["summary"]
+    assert found["non_live"]["accuracy"] == pytest.approx(0.5) and "overall" not in found
+    missing = dataclasses.replace(scored[0], num_missing=1)
+    assert "non_live" not in ScoredFolder((missing, *scored[1:]), ()).as_json()["summary"]
 
 
 # ---- format sensitivity
