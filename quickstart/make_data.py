@@ -20,7 +20,7 @@ from invented import HELD_OUT, TRAINING, decimal, integer, word
 
 DATA = Path(__file__).parent / "data"
 SEED = 2024
-NUM_TRAINING_ROWS = 1600
+NUM_TRAINING_ROWS = 3200
 NUM_HELD_OUT_ROWS = 210
 
 _OPENINGS = (
@@ -93,15 +93,22 @@ def make_row(random: Random, tool: Tool, *others: Tool, world: str) -> Row:
 def make_rows() -> tuple[list[Row], list[Row]]:
     """Return the training rows and the held-out rows; the same ones on every machine."""
     random = Random(SEED)
-    training = [
-        make_row(random, *(combined_tool(random, unseen=False) for _ in range(4)), world=TRAINING)
-        for _ in range(NUM_TRAINING_ROWS)
-    ]
+    training = _training_rows(random, NUM_TRAINING_ROWS // 2)
     held_out = [
         make_row(random, *(combined_tool(random, unseen=index % 3 == 0) for _ in range(4)), world=HELD_OUT)
         for index in range(NUM_HELD_OUT_ROWS)
     ]
+    training += _training_rows(
+        Random(SEED + 1), NUM_TRAINING_ROWS // 2
+    )  # added later: held-out rows stay what they were
     return training, held_out
+
+
+def _training_rows(random: Random, num_rows: int) -> list[Row]:
+    return [
+        make_row(random, *(combined_tool(random, unseen=False) for _ in range(4)), world=TRAINING)
+        for _ in range(num_rows)
+    ]
 
 
 def words_of(text: str) -> set[str]:
