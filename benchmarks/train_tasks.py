@@ -41,7 +41,7 @@ SFT_ROWS, DPO_ROWS = ("sft/alpaca_en_demo.json", "sft/glaive_toolcall_en_demo.js
 TASKS = {
     "sft-lora": Task("sft", "lora", 2e-4, SFT_ROWS),
     "sft-full": Task("sft", "full", 2e-5, SFT_ROWS),
-    "sft-tools": Task("sft", "lora", 2e-4, SFT_ROWS[1:], num_tools=8),
+    "sft-tools": Task("sft", "lora", 2e-4, SFT_ROWS[1:], num_tools=4),
     "dpo-lora": Task("dpo", "lora", 5e-5, DPO_ROWS),
 }
 
@@ -98,16 +98,12 @@ def keeps_order(settings: dict[str, Any]) -> bool:
 
 def rows_of(task: Task, given: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
     """Return the distinct rows that fit, in a seeded order; print their lengths."""
-    distinct: dict[str, dict[str, Any]] = {}
-    for source in task.sources:
-        for example in read_examples(Source(str(given.data / source)))[1]:
-            if isinstance(example, Example):
-                row = example.content.to_json()
-                distinct.setdefault(json.dumps(row, sort_keys=True), row)
-    rows = list(distinct.values())
+    examples = [one for source in task.sources for one in read_examples(Source(str(given.data / source)))[1]]
+    rows = [example.content.to_json() for example in examples if isinstance(example, Example)]
     if task.num_tools:
         tools = list({json.dumps(tool): tool for row in rows for tool in row.get("tools", [])}.values())
         rows = [row | {"tools": tools[: task.num_tools]} for row in rows]
+    rows = list({json.dumps(row, sort_keys=True): row for row in rows}.values())
     random.Random(SEED).shuffle(rows)
     count = token_counter(model)
     if given.sequence_length and task.objective == "sft":
