@@ -15,7 +15,7 @@ from tunesmith.recipe.schema import Train
 from tunesmith.track.console import Progress, say, warn
 from tunesmith.track.tracker import Tracker
 from tunesmith.train import watch
-from tunesmith.train.batches import Collator, Rows, Stream
+from tunesmith.train.batches import Batch, Collator, Rows, Stream
 from tunesmith.train.checkpoint import Checkpoints
 from tunesmith.train.meter import Counts, Flops, Meter, peak_memory_bytes
 from tunesmith.train.objective import METRICS, Objective
@@ -177,11 +177,7 @@ def _accumulate(job: Job, state: State, rows: Rows, count: int) -> tuple[dict[st
         tokens, computed, pairs = 0, 0, 0
         try:
             for batch in job.collator.micro_batches(rows):
-                loss_sum, more = job.objective(job.losses, batch)
-                (loss_sum / count).backward()
-                more |= {"loss": loss_sum.detach()}
-                del loss_sum  # with its graph, whose nodes would lie scattered among the next micro-batch's activations
-                for name, value in more.items():
+                for name, value in _learn(job, batch, count).items():
                     sums[name] = sums.get(name, 0.0) + value.double()
                 tokens, computed, pairs = (
                     tokens + batch.num_tokens,
@@ -198,6 +194,17 @@ def _accumulate(job: Job, state: State, rows: Rows, count: int) -> tuple[dict[st
         job.optimizer.zero_grad(set_to_none=True)
         event = job.room.halve(job.collator, state.step + 1, ranks_meet=job.sharded)
         state.events.append(event)
+
+
+def _learn(job: Job, batch: Batch, count: int) -> dict[str, Any]:
+    """Add a micro-batch's gradients; return its sums of loss and metrics.
+
+    A function, so that the graph ends with it: kept, it would lie scattered among the next micro-batch's activations, and
+    after memory ran out in a backward pass there would be no room for a smaller one.
+    """
+    loss_sum, more = job.objective(job.losses, batch)
+    (loss_sum / count).backward()
+    return {**more, "loss": loss_sum.detach()}
 
 
 def _seed_of(*numbers: int) -> int:
