@@ -45,8 +45,8 @@ class _Pass:
             same = tensor.numel() == result.numel() and tensor.dtype == result.dtype and tensor.is_contiguous()
             if same and tensor.data_ptr() == result.data_ptr():
                 return again, tensor.shape
-        # Without its graph: an operation that keeps its own result would hold itself, and after a pass that failed (memory
-        # ran out) nothing could let go of it. The count of changes is shared with the tensor.
+        # Without its graph: an operation that keeps its own result would hold itself, and after a pass that failed
+        # (memory ran out) nothing could let go of it. The count of changes is shared with the tensor.
         return tensor.detach(), tensor._version
 
 

@@ -199,8 +199,8 @@ def _accumulate(job: Job, state: State, rows: Rows, count: int) -> tuple[dict[st
 def _learn(job: Job, batch: Batch, count: int) -> dict[str, Any]:
     """Add a micro-batch's gradients; return its sums of loss and metrics.
 
-    A function, so that the graph ends with it: kept, it would lie scattered among the next micro-batch's activations, and
-    after memory ran out in a backward pass there would be no room for a smaller one.
+    A function, so that the graph ends with it: kept, it would lie scattered among the next micro-batch's activations,
+    and after memory ran out in a backward pass there would be no room for a smaller one.
     """
     loss_sum, more = job.objective(job.losses, batch)
     (loss_sum / count).backward()

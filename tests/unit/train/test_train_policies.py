@@ -252,9 +252,10 @@ print(json.dumps(record.events))
 
 
 def test_memory_that_really_runs_out(base: Path, tmp_path: Path) -> None:
-    """A process that may take 128 MiB more than it has when training begins, some of them for what is imported later."""
+    """A process that may take 128 MiB more than it has when training begins."""
     settings = {
-        "per_device_train_batch_size": 2000, "global_batch_size": 2000, "num_train_epochs": 2.0, "learning_rate": 1e-3,
+        "per_device_train_batch_size": 2000, "global_batch_size": 2000,
+        "num_train_epochs": 2.0, "learning_rate": 1e-3,
     }  # fmt: skip
     whole, run_dir = (tiny.run_with_rows(tmp_path / name, num_rows=2000) for name in ("whole", "short"))
     stage.run(tiny.recipe_for(base, tmp_path, **settings), whole)
