@@ -76,7 +76,7 @@ def write(found: list[dict[str, Any]], room: Path) -> dict[str, Path]:
         for key, path in rows.items():
             path.write_text("".join(json.dumps({"id": name, key: text}) + "\n" for name, text in said))
         paths[category.name] = rows["response"]
-        shipped = room / "result" / REGISTERED / ("live" if category.name.startswith("live") else "non_live")
+        shipped = room / "shipped/result" / REGISTERED / ("live" if category.name.startswith("live") else "non_live")
         shipped.mkdir(parents=True, exist_ok=True)
         shutil.copy(rows["result"], shipped)
     return paths
@@ -109,8 +109,8 @@ def theirs(names: list[str], python: str, room: Path) -> tuple[float, dict[str, 
 def shipped(names: list[str], program: str, room: Path) -> tuple[float, dict[str, int]]:
     """Score categories with the package's command; return seconds and right answers by category."""
     command = [program, "evaluate", "--model", REGISTERED, "--test-category", ",".join(names)]
-    took, _ = seconds(command, room)
-    return took, counts(REGISTERED, names, room)
+    took, _ = seconds(command, room / "shipped")
+    return took, counts(REGISTERED, names, room / "shipped")
 
 
 def counts(model: str, names: list[str], room: Path) -> dict[str, int]:
