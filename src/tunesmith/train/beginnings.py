@@ -42,7 +42,7 @@ def num_common(first: Ids, second: Ids) -> int:
 
 
 def families(rows: Sequence[int], beginnings: Sequence[Ids], lengths: Sequence[int], limit: int) -> list[Family]:
-    """Group rows by what they begin with, as far as it is a good part of them; a row alone is a family, too.
+    """Group rows by what they begin with, where that is an eighth of them or more; a row alone is a family, too.
 
     A shared token costs a sixteenth of a position: its keys and values are kept again for everyone who reads them.
 
