@@ -170,6 +170,13 @@ def missing_extra(package: str, extra: str, *, needed_for: str) -> EnvironmentPr
     )
 
 
+def starting_point(path: str) -> str:
+    """Return where a relative path was looked for, to be put behind `check the path`; nothing for an absolute one."""
+    from pathlib import Path
+
+    return "" if Path(path).expanduser().is_absolute() else f"; it was looked for in {Path.cwd()}"
+
+
 def nearest(word: str, choices: list[str]) -> str | None:
     """Return the choice most like `word`, or None when none is close."""
     import difflib

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from tunesmith import __version__
 
 if TYPE_CHECKING:
-    import argparse
-
+    from tunesmith.cli.parser import Parser
     from tunesmith.errors import TunesmithError
 
 
@@ -211,16 +210,18 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def parser_for(verb: Verb) -> argparse.ArgumentParser:
+def parser_for(verb: Verb) -> Parser:
     """Return the argument parser of one verb, with its examples at the end of the help."""
-    import argparse
+    from argparse import RawDescriptionHelpFormatter
+
+    from tunesmith.cli.parser import Parser
 
     examples = "\n".join(f"  {example}" for example in verb.examples)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"tunesmith {verb.name}",
         description=verb.summary[0].upper() + verb.summary[1:] + ".",
         epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     getattr(_module(verb), f"add_arguments_{verb.word}")(parser)
@@ -263,21 +264,20 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb = next((verb for verb in VERBS if verb.name == arguments[0]), None)
     if verb is None:
-        return _unknown_verb(arguments[0])
+        raise _unknown_verb(arguments[0])
     try:
-        args = parser_for(verb).parse_args(arguments[1:])
-    except SystemExit as stop:
+        args = parser_for(verb).read(arguments[1:])
+    except SystemExit as stop:  # --help has been printed
         return int(stop.code or 0)
     return int(getattr(_module(verb), f"run_{verb.word}")(args))
 
 
-def _unknown_verb(word: str) -> int:
-    from tunesmith.errors import nearest
+def _unknown_verb(word: str) -> TunesmithError:
+    from tunesmith.errors import UsageError, nearest
 
     guess = nearest(word, [verb.name for verb in VERBS])
-    print(f"tunesmith: there is no verb {word!r}", file=sys.stderr)
-    print(f"  → did you mean `tunesmith {guess}`?" if guess else "  → tunesmith --help lists them", file=sys.stderr)
-    return 2
+    do = f"did you mean `tunesmith {guess}`?" if guess else "`tunesmith --help` lists them"
+    return UsageError(f"there is no verb {word!r}", do=do)
 
 
 def _complain(error: TunesmithError, *, as_json: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tunesmith.errors import ModelError, UsageError
+from tunesmith.errors import ModelError, UsageError, starting_point
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Model
 
@@ -30,7 +30,8 @@ def locate(model: Model, output_dir: str) -> Path:
         raise ModelError("this is a file, not a directory", where=name, do="give the directory that holds config.json")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local or not _HUB_ID.fullmatch(name):
-        raise ModelError("there is no such directory", where=name, do="check model.name_or_path")
+        do = f"check model.name_or_path{starting_point(name)}"
+        raise ModelError("there is no such directory", where=name, do=do)
     from tunesmith.store import hub
 
     return hub.snapshot(name, revision=model.revision, trust_remote_code=model.trust_remote_code)

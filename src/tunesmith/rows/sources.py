@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
-from tunesmith.errors import DataError, nearest
+from tunesmith.errors import DataError, nearest, starting_point
 from tunesmith.recipe.environment import expand
 from tunesmith.recipe.schema import Source
 from tunesmith.rows.json_files import read_json
@@ -60,11 +60,13 @@ def source_files(source: Source) -> list[Path]:
         found = glob.glob(str(path), recursive=True)  # noqa: PTH207
         matches = sorted(Path(match) for match in found if Path(match).is_file())
         if not matches:
-            raise DataError(f"no file matches {text}", do="check the pattern; `**` descends into directories")
+            do = f"check the pattern{starting_point(text)}; `**` descends into directories"
+            raise DataError(f"no file matches {text}", do=do)
         return matches
     beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
     near = nearest(path.name, beside)
-    raise DataError(f"there is no file {text}", do=f"did you mean {path.parent / near}?" if near else "check the path")
+    do = f"did you mean {path.parent / near}?" if near else f"check the path{starting_point(text)}"
+    raise DataError(f"there is no file {text}", do=do)
 
 
 def is_hub_id(source: Source) -> bool:

@@ -171,3 +171,26 @@ def test_nohup_stays_in_force(handlers: None) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop.requested is None
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "do"),
+    [
+        (["run"], "tunesmith run: the following arguments are required: recipe", "`tunesmith run --help`"),
+        (["run", "r.yaml", "--unti", "train"], "does not know '--unti'", "did you mean --until?"),
+        (["run", "r.yaml", "--learning-rate", "1"], "'--learning-rate'", "with --set train.learning_rate=VALUE"),
+        (["run", "r.yaml", "--train.lora.r=8"], "'--train.lora.r=8'", "with --set train.lora.r=VALUE"),
+        (["data", "shwo", "r.yaml"], "invalid choice: 'shwo'", "`tunesmith data --help`"),
+        (["bfcl", "score", "--category", "x", "--responses", "a", "--out", "b", "--protcol", "c"], "", "--protocol?"),
+        (["report", "one", "two"], "tunesmith report does not know 'two'", "`tunesmith report --help`"),
+        (["rnu"], "there is no verb 'rnu'", "did you mean `tunesmith run`?"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told_like_every_mistake(
+    arguments: list[str], what: str, do: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--json"]) == 2
+    out, err = capsys.readouterr()
+    (problem,) = json.loads(out)["problems"]
+    assert what in problem["what"] and do in problem["do"]
+    assert err == f"error: {problem['what']}\n  → {problem['do']}\n"

@@ -146,6 +146,7 @@ def test_environment_references_in_paths(tmp_path: Path, monkeypatch: pytest.Mon
     ("path", "message"),
     [
         ("rows.jsnl", "there is no file"),
+        ("elsewhere/other.csv", "there is no file"),
         ("*.csv", "no file matches"),
         ("empty", "no file of a known kind"),
         ("x.txt", "'.txt'"),
@@ -160,6 +161,8 @@ def test_missing_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         list(read_rows(Source(path)))
     if path == "rows.jsnl":
         assert "rows.jsonl" in caught.value.do
+    if path in ("*.csv", "elsewhere/other.csv"):
+        assert f"looked for in {tmp_path}" in caught.value.do
 
 
 def test_an_array_larger_than_the_window_is_streamed(tmp_path: Path) -> None:
