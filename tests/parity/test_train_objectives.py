@@ -148,7 +148,7 @@ def test_chunks_of_the_head_change_nothing(
 def test_gradient_checkpointing_changes_nothing(bases: dict[str, Path], rows: Shards) -> None:
     model, moved = model_for(bases["llama"], "dora")
     _, expected = gradients(model, moved, objectives.sft, rows, size=4)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     _, found = gradients(model, moved, objectives.sft, rows, size=4)
     assert_close(found, expected)
 

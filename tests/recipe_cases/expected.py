@@ -38,6 +38,7 @@ CASES: dict[str, tuple[int | None, str, str]] = {
     "both_warmups": (7, "both given", "keep one"),
     "warmup_longer_than_training": (7, "more than `train.max_steps`", "per cent"),
     "micro_batch_above_global": (7, "larger than `train.global_batch_size`", "auto"),
+    "optimiser_on_shards": (8, "`train.optim: adafactor` does not work on the shards", "parallelism: ddp"),
     "dpo_on_instructions": (6, "needs preference rows", "format: preference"),
     "preference_rows_for_sft": (6, "are for `train.objective: dpo`", "objective: dpo"),
     "dpo_trains_on_all": (5, "cannot be combined", "leave it out"),

@@ -15,7 +15,7 @@ from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.secrets import looks_like_a_secret
 from tunesmith.recipe.serving_rules import an_unmerged_adapter_is_one_that_vllm_serves
-from tunesmith.recipe.targets import expression_of
+from tunesmith.recipe.training_rules import TRAINING_RULES
 from tunesmith.recipe.typed import KeyPath, Misfit
 from tunesmith.recipe.walk import strings
 
@@ -59,100 +59,6 @@ def validation_loss_has_rows(recipe: Recipe) -> Iterator[Misfit]:
     if recipe.train.eval_steps and not recipe.data.validation and recipe.data.validation_fraction == 0:
         what = "`train.eval_steps` asks for a validation loss, but no rows are held out"
         yield Misfit(("train", "eval_steps"), what, "set `data.validation_fraction: 0.02` or give `data.validation`")
-
-
-def stopping_early_has_measurements(recipe: Recipe) -> Iterator[Misfit]:
-    train = recipe.train
-    for key in ("early_stopping_patience", "load_best_model_at_end"):
-        if getattr(train, key) and not train.eval_steps:
-            what = f"`train.{key}` needs validation losses, and `train.eval_steps` is not set"
-            yield Misfit(("train", key), what, "set `train.eval_steps`, e.g. to 50")
-
-
-def preference_rows_go_with_dpo(recipe: Recipe) -> Iterator[Misfit]:
-    dpo = recipe.train.objective == "dpo"
-    for index, source in enumerate(recipe.data.train):
-        at: KeyPath = ("data", "train", index, "format")
-        if dpo and source.format not in ("auto", "preference"):
-            what = f"`train.objective: dpo` needs preference rows, and this source has `format: {source.format}`"
-            yield Misfit(at, what, "use `format: preference`, or `train.objective: sft`")
-        if not dpo and source.format == "preference":
-            what = "`format: preference` rows are for `train.objective: dpo`"
-            yield Misfit(at, what, "set `train.objective: dpo`")
-
-
-def dpo_trains_completions(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.train.objective == "dpo" and recipe.data.train_on == "all":
-        what = "`data.train_on: all` cannot be combined with `train.objective: dpo`"
-        yield Misfit(("data", "train_on"), what, "leave it out: DPO compares the completions")
-
-
-def smoothing_belongs_to_sigmoid(recipe: Recipe) -> Iterator[Misfit]:
-    dpo = recipe.train.dpo
-    if dpo.label_smoothing > 0 and dpo.loss_type != "sigmoid":
-        what = f"`train.dpo.label_smoothing` has no meaning for `loss_type: {dpo.loss_type}`"
-        yield Misfit(("train", "dpo", "label_smoothing"), what, "set it to 0 or use `loss_type: sigmoid`")
-
-
-def warmup_is_given_once(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.train.warmup_ratio is not None and recipe.train.warmup_steps is not None:
-        what = "`train.warmup_ratio` and `train.warmup_steps` are both given"
-        yield Misfit(("train", "warmup_steps"), what, "keep one")
-
-
-def warmup_is_shorter_than_training(recipe: Recipe) -> Iterator[Misfit]:
-    steps, limit = recipe.train.warmup_steps, recipe.train.max_steps
-    if steps is not None and limit is not None and steps > limit:
-        what = f"`train.warmup_steps` ({steps}) is more than `train.max_steps` ({limit})"
-        yield Misfit(("train", "warmup_steps"), what, "warm up for a few per cent of the steps")
-
-
-def micro_batch_divides_global_batch(recipe: Recipe) -> Iterator[Misfit]:
-    micro, total = recipe.train.per_device_train_batch_size, recipe.train.global_batch_size
-    if isinstance(micro, int) and micro > total:
-        what = f"`train.per_device_train_batch_size` ({micro}) is larger than `train.global_batch_size` ({total})"
-        yield Misfit(("train", "per_device_train_batch_size"), what, "lower it, or use `auto`")
-
-
-def target_modules_are_a_valid_expression(recipe: Recipe) -> Iterator[Misfit]:
-    modules = recipe.train.lora.target_modules
-    at: KeyPath = ("train", "lora", "target_modules")
-    if isinstance(modules, tuple) and not modules:
-        yield Misfit(at, "`train.lora.target_modules` is an empty list", "use `all-linear`")
-    if isinstance(modules, str) and modules != "all-linear":
-        try:
-            re.compile(modules)
-        except re.error as error:
-            yield Misfit(at, f"`train.lora.target_modules` is not a regular expression: {error}", "use `all-linear`")
-
-
-def patterns_are_valid_expressions(recipe: Recipe) -> Iterator[Misfit]:
-    lora = recipe.train.lora
-    patterns = {"rank_pattern": tuple(lora.rank_pattern), "alpha_pattern": tuple(lora.alpha_pattern)}
-    for key, expressions in patterns.items():
-        for expression in expressions:
-            try:
-                re.compile(expression_of(expression))
-            except re.error as error:
-                what = f"the key {expression!r} of `train.lora.{key}` is not a regular expression: {error.msg}"
-                do = "write the end of a layer's name, such as `q_proj`"
-                yield Misfit(("train", "lora", key, expression), what, do, on_key=True)
-
-
-def modules_are_adapted_or_saved(recipe: Recipe) -> Iterator[Misfit]:
-    lora = recipe.train.lora
-    targets = lora.target_modules if isinstance(lora.target_modules, tuple) else ()
-    for target in targets:
-        if target.endswith(lora.modules_to_save):
-            what = f"{target!r} is in `train.lora.target_modules` and in `train.lora.modules_to_save`"
-            do = "keep one: an adapter, or the whole module"
-            yield Misfit(("train", "lora", "modules_to_save"), what, do)
-
-
-def merged_weights_keep_full_precision(recipe: Recipe) -> Iterator[Misfit]:
-    if recipe.model.dtype == "float16" and recipe.train.method == "full":
-        what = "`model.dtype: float16` with `train.method: full` overflows without loss scaling, which is not offered"
-        yield Misfit(("model", "dtype"), what, "use bfloat16")
 
 
 def evaluation_has_a_task(recipe: Recipe) -> Iterator[Misfit]:
@@ -358,17 +264,7 @@ RULES: tuple[Callable[[Recipe], Iterator[Misfit]], ...] = (
     held_out_rows_come_from_one_place,
     fraction_leaves_rows_to_train_on,
     validation_loss_has_rows,
-    stopping_early_has_measurements,
-    preference_rows_go_with_dpo,
-    dpo_trains_completions,
-    smoothing_belongs_to_sigmoid,
-    warmup_is_given_once,
-    warmup_is_shorter_than_training,
-    micro_batch_divides_global_batch,
-    target_modules_are_a_valid_expression,
-    patterns_are_valid_expressions,
-    modules_are_adapted_or_saved,
-    merged_weights_keep_full_precision,
+    *TRAINING_RULES,
     evaluation_has_a_task,
     forms_of_prompts_need_prompts,
     a_judge_has_two_answers_to_compare,

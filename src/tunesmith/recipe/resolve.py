@@ -14,6 +14,7 @@ from tunesmith.recipe.facts import Facts
 from tunesmith.recipe.lengths import parse_lengths
 from tunesmith.recipe.memory import fixed_bytes, sequences_per_row
 from tunesmith.recipe.schema import Bench, Recipe
+from tunesmith.recipe.training_rules import WORK_ON_SHARDS
 
 
 @frozen
@@ -96,6 +97,8 @@ def _num_processes(recipe: Recipe, facts: Facts) -> tuple[int, str]:
 def _parallelism(recipe: Recipe, facts: Facts) -> tuple[str, str]:
     if recipe.train.num_processes == 1:
         return "ddp", "there is one process"
+    if recipe.train.optim not in WORK_ON_SHARDS:
+        return "ddp", f"{recipe.train.optim} does not work on shards"
     if recipe.train.method == "full":
         return "fsdp2", "weights, gradients and optimiser state are cut into shards, one per process"
     if fixed_bytes(recipe, facts) > 0.5 * facts.device_memory_bytes > 0:

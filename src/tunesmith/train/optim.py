@@ -82,7 +82,9 @@ def build_optimizer(train: Train, weights: dict[str, nn.Parameter]) -> torch.opt
     if train.optim == "adamw":
         return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True)
     kinds = bitsandbytes("optim", needed_for=f"`train.optim: {train.optim}`")
-    kind = kinds.PagedAdamW8bit if train.optim == "paged_adamw_8bit" else kinds.AdamW8bit
+    # On a CPU there is nothing to page to, and the library would take the other one with a warning.
+    paged = train.optim == "paged_adamw_8bit" and any(weight.is_cuda for weight in weights.values())
+    kind = kinds.PagedAdamW8bit if paged else kinds.AdamW8bit
     made: torch.optim.Optimizer = kind(groups, lr=train.learning_rate, betas=betas)
     return made
 

@@ -29,7 +29,10 @@ def prepare(losses: TokenLosses, recipe: Recipe, world: World) -> None:
     model = losses.model
     sharded = train.parallelism == "fsdp2" and world.size > 1
     if train.gradient_checkpointing is True:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers renamed it in 5.23, and warns of the old name.
+        renamed = hasattr(model, "activation_checkpointing_enable")
+        enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     elif train.torch_compile is not True and not sharded:
         losses.recomputes = recompute_cheap_parts(model) > 0
     if train.torch_compile is True:

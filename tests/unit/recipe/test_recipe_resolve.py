@@ -61,6 +61,9 @@ def test_ranks_follow_the_devices(tmp_path: Path) -> None:
     for method, parallelism in (("full", "fsdp2"), ("lora", "ddp")):
         train = resolve(recipe(tmp_path, f"train: {{method: {method}}}\n"), eight)[0].train
         assert (train.num_processes, train.parallelism) == (8, parallelism)
+    for optim in ("adamw_8bit", "adafactor"):
+        train = resolve(recipe(tmp_path, f"train: {{method: full, optim: {optim}}}\n"), eight)[0].train
+        assert train.parallelism == "ddp"
     assert resolve(recipe(tmp_path), LAPTOP)[0].train.num_processes == 1
     little = dataclasses.replace(eight, device_memory_bytes=24 << 30)
     assert resolve(recipe(tmp_path), little)[0].train.parallelism == "fsdp2"

@@ -326,6 +326,7 @@ _ONE_EACH = {"per_device_train_batch_size": 4}  # micro-batch of a step
     ],
     ids=lambda settings: "-".join(str(value) for value in list(settings.values())[:2]).replace(" ", ""),
 )
+@pytest.mark.filterwarnings("error:Paged optimizers", "error:`gradient_checkpointing_enable`")  # users would see them
 def test_resumed_exactly(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     if "8bit" in settings.get("optim", ""):
         pytest.importorskip("bitsandbytes")
