@@ -23,6 +23,7 @@ from typing import Any
 
 from bfcl_answers import answers, right_calls, source_text
 
+from tunesmith.evaluate import all_cores
 from tunesmith.evaluate.bfcl import categories, dataset
 from tunesmith.evaluate.bfcl.checking import Rules
 from tunesmith.evaluate.bfcl.decoding import decode_openai_calls, decode_text
@@ -31,6 +32,7 @@ from tunesmith.evaluate.bfcl.prompts import hinted, openai_tools, system_prompt
 from tunesmith.evaluate.bfcl.python_calls import Undecodable
 from tunesmith.evaluate.bfcl.scoring import judge, judge_calls
 from tunesmith.evaluate.bfcl.verdicts import NOT_COMPARABLE
+from tunesmith.hardware import num_cpus
 
 WORKER = Path(__file__).with_name("bfcl_official_worker.py")
 CALLS = [c for c in categories.CATEGORIES.values() if c.scorer == "calls"]
@@ -155,15 +157,22 @@ def compare(official: Official, cases: Iterator[Case]) -> dict[str, Any]:
 
 
 def speeds(official: Official, cases: list[Case], rounds: int) -> dict[str, float]:
-    """Return items per second of both over the same answers, medians of alternating rounds."""
-    own, theirs = [], []
+    """Return items per second over the same answers, medians of alternating rounds.
+
+    `ours` is one process, as `official` is; `all cores` is how `tunesmith bfcl score` goes over answers.
+    """
+    seconds: dict[str, list[float]] = {"ours": [], "all cores": [], "official": []}
     for _ in range(rounds):
-        theirs.append(sum(official.verdicts(cases[at : at + _BATCH])[1] for at in range(0, len(cases), _BATCH)))
+        parts = [official.verdicts(cases[at : at + _BATCH])[1] for at in range(0, len(cases), _BATCH)]
+        seconds["official"].append(sum(parts))
         started = time.perf_counter()
-        for case in cases:
-            ours(case)
-        own.append(time.perf_counter() - started)
-    return {"ours": len(cases) / statistics.median(own), "official": len(cases) / statistics.median(theirs)}
+        alone = [ours(case) for case in cases]
+        seconds["ours"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        together = all_cores.results(ours, cases)
+        seconds["all cores"].append(time.perf_counter() - started)
+        assert together == alone
+    return {name: len(cases) / statistics.median(taken) for name, taken in seconds.items()}
 
 
 def different_prompts(official: Official, found: list[dict[str, Any]]) -> list[str]:
@@ -221,8 +230,10 @@ def main() -> int:
         print(json.dumps(difference, ensure_ascii=True))
     for name, cases in timed_cases(found) if args.rounds else ():
         speed = speeds(official, cases, args.rounds)
-        ratio = speed["ours"] / speed["official"]
-        print(f"{name}: ours {speed['ours']:,.0f} items/s, official {speed['official']:,.0f}, ratio {ratio:.1f}")
+        print(f"{name} ({len(cases):,}): official {speed['official']:,.0f} items/s in its one process")
+        for label, how in (("ours", "one process"), ("all cores", f"{num_cpus()} CPUs, as `bfcl score`")):
+            ratio = speed[label] / speed["official"]
+            print(f"    ours, {how}: {speed[label]:,.0f} items/s, {ratio:.1f} times")
     official.close()
     return 1 if prompts or right["differences"] or mutated["differences"] or failed != KNOWN_FAILURES else 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.artifacts import Scores, Serving, Weights, Which
+from tunesmith.evaluate import all_cores
 from tunesmith.evaluate.bfcl.task import Leaderboard, leaderboard_numbers
 from tunesmith.evaluate.bfcl.task import tasks as leaderboard_tasks
 from tunesmith.evaluate.client import Patience
@@ -236,7 +237,8 @@ def _examinees(recipe: Recipe, run_dir: RunDir, models: Mapping[Which, Model]) -
 
 
 def _judge(task: Task, items: Sequence[Item], said: Sequence[Transcript]) -> list[Outcome]:
-    return [Outcome(transcript, task.judge(item, transcript)) for item, transcript in zip(items, said, strict=True)]
+    judgements = all_cores.results(lambda pair: task.judge(*pair), list(zip(items, said, strict=True)))
+    return [Outcome(transcript, judgement) for transcript, judgement in zip(said, judgements, strict=True)]
 
 
 def _write_items(path: Path, items: Sequence[Item], outcomes: Mapping[Which, Sequence[Outcome]]) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tunesmith import hardware
 from tunesmith.cli.app import main
 from tunesmith.errors import DataError, UsageError
+from tunesmith.evaluate import all_cores
 from tunesmith.evaluate.bfcl import format_sensitivity
 from tunesmith.evaluate.bfcl.categories import category, expand
-from tunesmith.evaluate.bfcl.folder import ScoredFolder
+from tunesmith.evaluate.bfcl.folder import ScoredFolder, score_folder
 from tunesmith.evaluate.bfcl.responses import Scored, score
-from tunesmith.evaluate.bfcl.verdicts import Verdict
 
 _FUNCTION = {
     "name": "f",
@@ -187,6 +189,33 @@ def test_a_directory_is_scored_file_by_file(tmp_path: Path, capsys: pytest.Captu
     assert [one["category"] for one in found["categories"]] == ["simple_python"] and found["summary"] == {}
 
 
+def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, answers = tmp_path / "data", tmp_path / "answers"
+    answers.mkdir()
+    for name, said in (("multiple", "[f(n={})]"), ("parallel", "[f(n={}), f(n=2)]"), ("irrelevance", "f(n={})")):
+        write_data(data, name, 300)
+        lines = [{"id": f"{name}_{n}", "response": said.format(n % 7)} for n in range(300)]
+        _write_lines(answers / f"{name}.jsonl", lines)
+    whole = score_folder(answers, data, tmp_path / "one")
+    monkeypatch.setattr(all_cores, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(all_cores, "_WORTH_SECONDS", 0.0001)
+    monkeypatch.setattr(hardware, "num_cpus", lambda: 3)
+    forks = []
+    monkeypatch.setattr(os, "fork", lambda fork=os.fork: forks.append(None) or fork())
+    assert score_folder(answers, data, tmp_path / "several") == whole and len(forks) == 2
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "several" / path.name).read_bytes()
+
+
+def test_no_verdicts_are_written_when_one_file_of_a_directory_cannot_be_used(tmp_path: Path) -> None:
+    answers = _folder(tmp_path)
+    write_data(tmp_path / "data", "multiple")
+    _write_lines(answers / "multiple.jsonl", ["{"])
+    with pytest.raises(DataError, match="cannot be used"):
+        score_folder(answers, tmp_path / "data", tmp_path / "v")
+    assert not (tmp_path / "v").exists()
+
+
 def test_a_directory_that_cannot_be_scored_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = _folder(tmp_path)
     command = ["bfcl", "score", "--responses", str(answers), "--data", str(tmp_path / "data"), "--out"]
@@ -249,8 +278,8 @@ def test_each_form_is_read_in_its_own_notation(tmp_path: Path) -> None:
 
 
 def test_spread_is_that_of_a_sample_in_percentage_points() -> None:
-    def verdicts(form: str, *valid: bool) -> dict[str, Verdict]:
-        return {f"format_sensitivity_{form}{n}:{form}:simple_python_{n}": Verdict(v) for n, v in enumerate(valid)}
+    def verdicts(form: str, *valid: bool) -> dict[str, bool]:
+        return {f"format_sensitivity_{form}{n}:{form}:simple_python_{n}": v for n, v in enumerate(valid)}
 
     made = format_sensitivity.spread(
         verdicts("a", True, True) | verdicts("b", True, False) | verdicts("c", False, False)

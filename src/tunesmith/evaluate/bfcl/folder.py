@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluate.bfcl.categories import CATEGORIES, Accuracy, Category, aggregate, expand
 from tunesmith.evaluate.bfcl.decoding import Protocol
-from tunesmith.evaluate.bfcl.responses import Scored, score
+from tunesmith.evaluate.bfcl.responses import Scored, answers_of, score_all
 
 _NAMES = re.compile(r"(?:BFCL_v\d+_)?(?P<category>\w+?)(?:_result)?\.jsonl?")
 _SCORED = ("calls", "irrelevance", "relevance", "multi_turn", "format_sensitivity")
@@ -61,7 +61,7 @@ def score_folder(
 
     Raises:
         UsageError: verdicts would replace answers, two files answer one category, or a name is unknown.
-        DataError: nothing is there to score, or a file cannot be used; verdicts of files before it are written.
+        DataError: nothing is there to score, or a file cannot be used; nothing is written.
     """
     if answers.resolve() == out.resolve():
         raise UsageError("the verdicts would lie among the answers", where=str(out), do="give another directory")
@@ -71,9 +71,10 @@ def score_folder(
     if not scored:
         do = "name files CATEGORY.jsonl or BFCL_v4_CATEGORY_result.json; `tunesmith bfcl categories` lists the names"
         raise DataError("no file of answers to score lies there", where=str(answers), do=do)
+    read = [answers_of(known, directory, path, protocol) for known, path in scored.items()]
     out.mkdir(parents=True, exist_ok=True)
     return ScoredFolder(
-        tuple(score(known, directory, path, out / f"{known.name}.jsonl", protocol) for known, path in scored.items()),
+        tuple(score_all(read, [out / f"{known.name}.jsonl" for known in scored])),
         tuple(path for known, path in found.items() if known not in scored),
     )
 

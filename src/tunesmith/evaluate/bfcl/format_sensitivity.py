@@ -129,14 +129,15 @@ def judge(identifier: str, entry: Entry, response: Any) -> Verdict:
     return judge_calls(of, entry, calls, Rules())
 
 
-def spread(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+def spread(verdicts: Mapping[str, bool]) -> dict[str, Any]:
     """Return accuracy by form, and the official measures of how far they lie apart, in percentage points.
 
+    `verdicts` says which answers are right, by their items' ids.
     `accuracy_variance` and `accuracy_std` are those of a sample; with one form they are 0, as `accuracy_max_delta` is.
     """
     by_form: dict[str, list[bool]] = {}
-    for identifier, verdict in verdicts.items():
-        by_form.setdefault(identifier.split(":")[1], []).append(verdict.valid)
+    for identifier, valid in verdicts.items():
+        by_form.setdefault(identifier.split(":")[1], []).append(valid)
     accuracies = {name: sum(valid) / len(valid) for name, valid in by_form.items()}
     values, several = list(accuracies.values()), len(accuracies) > 1
     return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError, UsageError, nearest
+from tunesmith.evaluate import all_cores
 from tunesmith.evaluate.bfcl import format_sensitivity
 from tunesmith.evaluate.bfcl.categories import Category
 from tunesmith.evaluate.bfcl.dataset import Dataset, Entry, load
@@ -17,6 +19,8 @@ from tunesmith.evaluate.bfcl.decoding import Protocol
 from tunesmith.evaluate.bfcl.scoring import judge
 from tunesmith.evaluate.bfcl.verdicts import Verdict
 from tunesmith.store import files
+
+Judged = Callable[[str, Entry, Any], Verdict]  # of an answer's id, its item and the response
 
 _MOST_PROBLEMS_TOLD = 10
 
@@ -58,6 +62,26 @@ class Scored:
         }
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a file of answers holds, ready to be judged.
+
+    Attributes:
+        items: id, item and response of each answer, in the file's order.
+        judged: the verdict on one of them.
+        num_items: of the category.
+        extra: what the category's numbers are labelled with.
+    """
+
+    category: Category
+    protocol: Protocol
+    data_version: str
+    items: list[tuple[str, Entry, Any]]
+    judged: Judged
+    num_items: int
+    extra: dict[str, Any]
+
+
 def score(category: Category, directory: Path, responses: Path, out: Path, protocol: Protocol = "prompt") -> Scored:
     """Write the verdict on each answer of a file, in the file's order; nothing is written when the file is not usable.
 
@@ -73,6 +97,27 @@ def score(category: Category, directory: Path, responses: Path, out: Path, proto
         DataError: data or answers cannot be read; ids are unknown or repeated.
         EnvironmentProblem: Java or JavaScript, and tree-sitter is not installed.
     """
+    (scored,) = score_all([answers_of(category, directory, responses, protocol)], [out])
+    return scored
+
+
+def score_all(answers: Sequence[Answers], out: Sequence[Path]) -> list[Scored]:
+    """Write the verdicts on all answers of several files, on all cores when that is faster.
+
+    Raises:
+        EnvironmentProblem: Java or JavaScript, and tree-sitter is not installed; nothing is written.
+    """
+    items = [(each.judged, *item) for each in answers for item in each.items]
+    told = iter(all_cores.results(_told, items))
+    return [_written(each, list(islice(told, len(each.items))), path) for each, path in zip(answers, out, strict=True)]
+
+
+def answers_of(category: Category, directory: Path, responses: Path, protocol: Protocol) -> Answers:
+    """Read a file of answers, and the items that they are answers to.
+
+    Raises:
+        UsageError, DataError: as `score`.
+    """
     if category.scorer == "format_sensitivity":
         if protocol != "prompt":
             raise UsageError("format sensitivity is about prompts", do="leave --protocol out")
@@ -85,28 +130,39 @@ def score(category: Category, directory: Path, responses: Path, out: Path, proto
         do = "choose a single-turn or multi-turn category"
         raise UsageError(f"{category.name} is not scored from answers alone", do=do)
     judged, extra = _judge_of(category, directory, protocol)
-    verdicts = {identifier: judged(identifier, known[identifier], said) for identifier, said in read(responses, known)}
-    files.write_bytes(out, b"".join(_line(identifier, verdict) for identifier, verdict in verdicts.items()))
-    num_correct = sum(verdict.valid for verdict in verdicts.values())
-    mistakes = Counter(verdict.error_type for verdict in verdicts.values() if not verdict.valid)
-    num_items = len({id(entry) for entry in known.values()})
-    if category.scorer == "format_sensitivity":
-        extra = format_sensitivity.spread(verdicts)
+    items = [(identifier, known[identifier], said) for identifier, said in read(responses, known)]
+    return Answers(category, protocol, version, items, judged, len({id(entry) for entry in known.values()}), extra)
+
+
+def _told(item: tuple[Judged, str, Entry, Any]) -> tuple[bool, str, bytes]:
+    """Return whether an answer is right, its mistake, and the line that says both and more."""
+    judged, identifier, entry, said = item
+    valid, error_type, error = judged(identifier, entry, said)
+    document = {"id": identifier, "valid": valid, "error_type": error_type, "error": error}
+    return valid, error_type, json.dumps(document).encode("ascii") + b"\n"
+
+
+def _written(answers: Answers, told: Sequence[tuple[bool, str, bytes]], out: Path) -> Scored:
+    files.write_bytes(out, b"".join(line for _, _, line in told))
+    mistakes = Counter(error_type for valid, error_type, _ in told if not valid)
+    extra = answers.extra
+    if answers.category.scorer == "format_sensitivity":
+        extra = format_sensitivity.spread(
+            {name: valid for (name, _, _), (valid, _, _) in zip(answers.items, told, strict=True)}
+        )
     return Scored(
-        category.name,
-        protocol,
-        version,
-        num_correct,
-        len(verdicts),
-        num_items - len(verdicts),
+        answers.category.name,
+        answers.protocol,
+        answers.data_version,
+        sum(valid for valid, _, _ in told),
+        len(told),
+        answers.num_items - len(told),
         dict(mistakes.most_common()),
         extra,
     )
 
 
-def _judge_of(
-    category: Category, directory: Path, protocol: Protocol
-) -> tuple[Callable[[str, Entry, Any], Verdict], dict[str, Any]]:
+def _judge_of(category: Category, directory: Path, protocol: Protocol) -> tuple[Judged, dict[str, Any]]:
     """Return what judges one answer, and what the category's numbers are labelled with."""
     if category.scorer == "format_sensitivity":
         return format_sensitivity.judge, {}
@@ -129,11 +185,6 @@ def entries_by_id(dataset: Dataset) -> dict[str, Entry]:
             found[f"{name}{number}"] = entry
         found[entry.id] = entry
     return found
-
-
-def _line(identifier: str, verdict: Verdict) -> bytes:
-    document = {"id": identifier, "valid": verdict.valid, "error_type": verdict.error_type, "error": verdict.error}
-    return json.dumps(document).encode("ascii") + b"\n"
 
 
 def read(path: Path, known: Mapping[str, Entry]) -> list[tuple[str, Any]]:

@@ -119,7 +119,7 @@ class Leaderboard:
             "protocol": self._settings.protocol,
         }
         if self.category.scorer == "format_sensitivity":
-            verdicts = {item.id: Verdict(o.judgement.correct) for item, o in zip(items, outcomes, strict=True)}
+            verdicts = {item.id: o.judgement.correct for item, o in zip(items, outcomes, strict=True)}
             document |= format_sensitivity.spread(verdicts)
         return document
 
