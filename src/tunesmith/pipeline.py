@@ -31,6 +31,7 @@ from tunesmith.errors import GateFailed, Interrupted, TunesmithError
 from tunesmith.gate.names import refuse_unknown
 from tunesmith.lineage import command_line, lineage
 from tunesmith.planning import benchmarks, gather_facts, refuse_misnamed
+from tunesmith.recipe import frozen_weights
 from tunesmith.recipe.dump import dump_recipe, dump_yaml
 from tunesmith.recipe.environment import redact
 from tunesmith.recipe.load import Loaded
@@ -189,6 +190,9 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
             state = _begin(run_dir, loaded, recipe, decisions, inputs)
             console.say(f"run  {run_dir.path}  ({'new' if is_new else 'continued'})")
             work = Work(recipe, run_dir, inputs, state, early, stack)
+            if until != "data" and state["stages"].get("train", {}).get("state") != "done":
+                for note in frozen_weights.notes(recipe, facts):
+                    console.say(f"  note: {note}")
             with _outcome_noted(work):
                 for stage in STAGES:
                     if stage.wanted(recipe):

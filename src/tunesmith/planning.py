@@ -17,6 +17,7 @@ from tunesmith.frozen import frozen
 from tunesmith.hardware import Hardware, probe
 from tunesmith.model.headers import ModelFacts, model_facts
 from tunesmith.model.locate import locate
+from tunesmith.recipe import frozen_weights
 from tunesmith.recipe.adapter_facts import adapter_sentence
 from tunesmith.recipe.adapter_fit import misnamed
 from tunesmith.recipe.effects import num_steps
@@ -77,6 +78,7 @@ class Plan:
     hardware: Hardware
     stages: list[str]
     benchmarks: list[str]  # tasks of lm-evaluation-harness, as it calls them
+    notes: list[str]  # what a reader should know of training
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan for machines: the same numbers, unrounded."""
@@ -96,6 +98,7 @@ class Plan:
             "memory_bytes": made.memory.to_json() if made else None,
             "benchmarks": self.benchmarks,
             "device": {"kind": self.hardware.device, "name": self.hardware.device_name},
+            "notes": self.notes,
             "decisions": [{"key": d.key, "value": d.value, "reason": d.reason} for d in self.decisions],
         }
 
@@ -110,7 +113,7 @@ class Plan:
         if self.benchmarks:
             rows.append(("lm_eval", ", ".join(self.benchmarks)))
         lines = [f"{self.recipe.name}", *(f"  {name:<8} {value}" for name, value in rows)]
-        lines += [f"  note     {note}" for note in (self.training.data.notes if self.training else ())]
+        lines += [f"  note     {note}" for note in self.notes]
         if self.decisions:
             width = max(len(d.key) for d in self.decisions)
             lines += ["decided for `auto`"]
@@ -149,6 +152,7 @@ def _facts(model: ModelFacts, hardware: Hardware) -> Facts:
         checkpoint_dtype=model.dtype,
         activation=model.activation,
         tied=model.tied,
+        transposed=model.transposed,
         linears=model.linears,
         others=model.others,
     )
@@ -169,17 +173,19 @@ def plan(recipe: Recipe) -> Plan:
     resolved, decisions = resolve(recipe, facts)
     wanted = [("evaluate", resolved.evaluate), ("bench", resolved.bench), ("gate", resolved.gate)]
     first = ["data", "train", "merge"] if tuned is None else ["train", "merge"]
+    made = _training(resolved, facts, model, model_path) if tuned is None else None
     stages = [*first, *(name for name, section in wanted if section), "report"]
     return Plan(
         recipe=resolved,
         decisions=decisions,
         model_path=model_path,
         model=model,
-        training=_training(resolved, facts, model, model_path) if tuned is None else None,
+        training=made,
         tuned=tuned,
         hardware=hardware,
         stages=stages + (["publish"] if resolved.publish else []),
         benchmarks=benchmarks(resolved),
+        notes=[*(made.data.notes if made else ()), *frozen_weights.notes(resolved, facts)],
     )
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from tunesmith.errors import ModelError
 from tunesmith.model.chosen import chosen_layers, refuse_idle_keys, whole_modules
-from tunesmith.model.nf4 import Nf4Linear
+from tunesmith.model.frozen_linear import FrozenLinear
 from tunesmith.recipe.schema import Lora
 from tunesmith.recipe.targets import value_for
 
@@ -130,8 +130,8 @@ class AdaptedLinear(nn.Module):
         self.scaling = settings.scaling
         self.dropout = settings.dropout
         self.enabled = True
-        num_outputs, num_inputs = base_weight(inner).shape
-        device = base_weight(inner).device
+        num_outputs, num_inputs = weight_shape(inner)
+        device = inner.device if isinstance(inner, FrozenLinear) else inner.weight.device
         # PEFT's start: A uniform as nn.Linear's own weight, B zero, so that the model begins as the base.
         bound = math.sqrt(3.0) * math.sqrt(2.0 / (1 + 5)) / math.sqrt(num_inputs)
         A = torch.empty(settings.r, num_inputs).uniform_(-bound, bound, generator=generator)
@@ -159,7 +159,7 @@ class AdaptedLinear(nn.Module):
         if dropped is x:
             turned = factor * _add_product(straight, inner_r, self.lora_B.to(x.dtype))
             return turned if bias is None else turned + bias
-        seen = functional.linear(dropped, base_weight(self.inner).to(x.dtype))
+        seen = straight_product(self.inner, dropped)
         return y + (factor - 1) * seen + factor * functional.linear(inner_r, self.lora_B.to(x.dtype))
 
     @torch.no_grad()
@@ -204,11 +204,29 @@ def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def base_weight(linear: nn.Module) -> Tensor:
-    """Return the frozen weight of a layer, (out, in), whatever it is stored as."""
-    if isinstance(linear, Nf4Linear):
-        return linear.dequantised()
+    """Return the frozen weight of a layer, (out, in), whatever it is stored as.
+
+    To be used at once: the next weight that is asked for may take its memory.
+    """
+    if isinstance(linear, FrozenLinear):
+        return linear.wide()
     weight: Tensor = linear.weight.data
     return weight.T if is_transposed(linear) else weight
+
+
+def weight_shape(linear: nn.Module) -> tuple[int, int]:
+    """Return (out, in) of a linear layer."""
+    if isinstance(linear, FrozenLinear):
+        return linear.out_features, linear.in_features
+    first, second = linear.weight.shape
+    return (second, first) if is_transposed(linear) else (first, second)
+
+
+def straight_product(linear: nn.Module, x: Tensor) -> Tensor:
+    """Return x·Wᵀ, without the layer's bias."""
+    if isinstance(linear, FrozenLinear):
+        return linear.product(x)
+    return functional.linear(x, base_weight(linear).to(x.dtype))
 
 
 def is_transposed(linear: nn.Module) -> bool:
@@ -222,7 +240,7 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear | Nf4Linear) or is_transposed(module)) and module is not head
+        if (isinstance(module, nn.Linear | FrozenLinear) or is_transposed(module)) and module is not head
     }
 
 
@@ -240,8 +258,8 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int) -> dict[str, Ada
     refuse_idle_keys("rank_pattern", settings.rank_pattern, chosen)
     refuse_idle_keys("alpha_pattern", settings.alpha_pattern, chosen)
     for name, module in whole.items():
-        four_bit = any(isinstance(part, Nf4Linear) for part in module.modules())
-        assert not four_bit, f"{name} is in 4 bits; load_model(unquantised=...) keeps it out"
+        narrow = any(isinstance(part, FrozenLinear) for part in module.modules())
+        assert not narrow, f"{name} cannot move; load_model(whole=...) keeps it out"
         module.requires_grad_(True)
     return attach_to(model, settings, chosen, seed=seed)
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.model.adapters import AdaptedLinear, base_weight, is_transposed
-from tunesmith.model.nf4 import Nf4Linear
+from tunesmith.model.adapters import AdaptedLinear, is_transposed, weight_shape
+from tunesmith.model.frozen_linear import FrozenLinear
 from tunesmith.model.recomputed import recomputed
 
 
@@ -128,7 +128,7 @@ def _mlp(module: nn.Module, width: int) -> Callable[[Tensor], Tensor] | None:
         return None
     readers, writers = linears[:-1], linears[-1:]  # as they are registered, in the order of their use
     changes_input = isinstance(others[0], nn.Dropout) or getattr(others[0], "inplace", False)
-    if base_weight(_inner(writers[0])).shape[0] != width or changes_input:
+    if weight_shape(_inner(writers[0]))[0] != width or changes_input:
         return None
     own = module.forward
     for between in _forms(others[0], len(readers)):
@@ -164,8 +164,11 @@ def _fused(activation: nn.Module, both: Tensor) -> Tensor:
 
 def _same(own: Callable[..., Tensor], ours: Callable[..., Tensor], reader: nn.Module) -> bool:
     """Return whether both give the same numbers, for inputs on both sides of zero."""
-    weight = base_weight(_inner(reader))
-    x = _probe(weight.shape[1], weight)
+    linear = _inner(reader)
+    like = (
+        torch.empty(0, dtype=linear.dtype, device=linear.device) if isinstance(linear, FrozenLinear) else linear.weight
+    )
+    x = _probe(weight_shape(linear)[1], like)
     try:
         with torch.no_grad():
             return bool(torch.equal(own(x), ours(x)))
@@ -182,7 +185,7 @@ def _inner(module: nn.Module) -> nn.Module:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Nf4Linear | AdaptedLinear) or is_transposed(module)
+    return isinstance(module, nn.Linear | FrozenLinear | AdaptedLinear) or is_transposed(module)
 
 
 def _does_nothing(module: nn.Module) -> bool:

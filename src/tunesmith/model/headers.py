@@ -56,6 +56,7 @@ class ModelFacts:
     architecture: str
     tied: bool
     activation: str = ""
+    transposed: bool = False
     linears: tuple[Linear, ...] = ()
     others: tuple[Tensor, ...] = ()
 
@@ -200,6 +201,7 @@ def model_facts(path: Path) -> ModelFacts:
         architecture=str(architectures[0]) if architectures else str(config.get("model_type", "unknown")),
         tied=not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors),
         activation=_activation(text),
+        transposed=config.get("model_type") in _TRANSPOSED,
         linears=linears,
         others=tuple(Tensor(name, info.num_elements) for name, info in tensors.items() if name not in matrices),
     )

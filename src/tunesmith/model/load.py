@@ -11,6 +11,8 @@ import torch
 
 from tunesmith.errors import EnvironmentProblem, ModelError, missing_extra
 from tunesmith.model.headers import read_config, read_headers
+from tunesmith.model.stored import keep_stored
+from tunesmith.model.straight import read_straight
 from tunesmith.recipe.schema import Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,7 +28,13 @@ def pick_device(number: int = 0) -> torch.device:
 
 
 def load_model(
-    path: Path, settings: Model, *, four_bit: bool, device: torch.device, unquantised: tuple[str, ...] = ()
+    path: Path,
+    settings: Model,
+    *,
+    four_bit: bool,
+    device: torch.device,
+    keeps_stored: bool = False,
+    whole: tuple[str, ...] = (),
 ) -> Any:
     """Load a causal language model with frozen weights, in training mode.
 
@@ -34,18 +42,15 @@ def load_model(
         four_bit: keep linear layers but the output head in NF4. They are quantised one by one on the device: it never
             holds the whole model in 16 bits, the host's memory does for a moment.
         device: where the weights go.
-        unquantised: endings of the names of modules that `four_bit` leaves alone, since they are to be trained whole.
+        keeps_stored: let linear layers but the output head keep the 16 bits they are stored in (`model.stored`).
+        whole: endings of the names of modules that neither is done to, since they are to be trained whole.
 
     Raises:
         ModelError: the checkpoint is missing, damaged, of an unknown architecture, or quantised already.
         EnvironmentProblem: transformers, or the attention kernel, is not installed.
     """
-    config = read_config(path)
-    read_headers(path)  # says which file is broken before a library says that something is
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
-        do = "give the checkpoint it was made from; `train.method: qlora` quantises by itself"
-        raise ModelError(f"the checkpoint is quantised already ({method})", where=str(path), do=do)
+    _refuse_quantised(read_config(path), path)
+    tensors = read_headers(path)  # says which file is broken before a library says that something is
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -53,15 +58,21 @@ def load_model(
         raise missing_extra("transformers", "train", needed_for="training") from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    keeps_stored = keeps_stored and any(info.dtype in ("BF16", "F16") for info in tensors.values())
+
+    def read(attention: str) -> Any:
+        straight = read_straight(path, tensors, settings, attention, whole=whole) if keeps_stored else None
+        return straight or _read(AutoModelForCausalLM, path, settings, attention)
+
     try:
         # `varlen` is switched on later, where it is shown to give the numbers of the model's own attention.
         wanted = "sdpa" if settings.attn_implementation == "varlen" else settings.attn_implementation
-        model = _read(AutoModelForCausalLM, path, settings, wanted)
+        model = read(wanted)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if wanted != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise _load_error(error, path, settings) from None
         # Architectures that change the attention scores (Gemma 2 caps them) have no fused kernel: same numbers, slower.
-        model = _read(AutoModelForCausalLM, path, settings, "eager")
+        model = read("eager")
     except ImportError as error:
         do = "set model.attn_implementation: sdpa, or install what is missing"
         raise EnvironmentProblem(_first_line(error), where=str(path), do=do) from None
@@ -69,9 +80,18 @@ def load_model(
     if four_bit:
         from tunesmith.model.nf4 import quantise_linears
 
-        quantise_linears(model, device, unquantised=unquantised)
+        quantise_linears(model, device, whole=whole)
+        _give_back_freed_memory()
+    elif keeps_stored and keep_stored(model, whole=whole):  # of a model that could not be read straight
         _give_back_freed_memory()
     return model.to(device).train()
+
+
+def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        do = "give the checkpoint it was made from; `train.method: qlora` quantises by itself"
+        raise ModelError(f"the checkpoint is quantised already ({method})", where=str(path), do=do)
 
 
 def _give_back_freed_memory() -> None:

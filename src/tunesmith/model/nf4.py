@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tunesmith.errors import missing_extra
+from tunesmith.model.frozen_linear import FrozenLinear
 from tunesmith.recipe.targets import is_whole
 
 
@@ -62,47 +62,32 @@ def round_trip(weight: Tensor) -> Tensor:
     return dequantise(*quantise(weight))
 
 
-class _Product(torch.autograd.Function):
-    """x Wᵀ that keeps W in 4 bits between forward and backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, state: Any) -> Tensor:
-        ctx.packed, ctx.state = packed, state
-        return functional.linear(x, dequantise(packed, state).to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return gradient @ dequantise(ctx.packed, ctx.state).to(gradient.dtype), None, None
-
-
-class Nf4Linear(nn.Module):
+class Nf4Linear(FrozenLinear):
     """A frozen linear layer in NF4."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
+        num_outputs, num_inputs = linear.weight.shape
+        super().__init__(num_outputs, num_inputs, linear.bias, linear.weight.dtype)
         packed, self.state = quantise(linear.weight.data)
         self.register_buffer("packed", packed, persistent=False)
-        self.bias = linear.bias
 
-    def dequantised(self) -> Tensor:
+    def wide(self) -> Tensor:
         """Return the weight, (out, in)."""
         return dequantise(self.packed, self.state)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, self.packed, self.state)
+        y = self.product(x)
         return y if self.bias is None else y + self.bias
 
 
-def quantise_linears(model: Any, device: torch.device, *, unquantised: tuple[str, ...] = ()) -> None:
+def quantise_linears(model: Any, device: torch.device, *, whole: tuple[str, ...] = ()) -> None:
     """Replace every linear layer but the output head by its NF4 form on a device, one at a time.
 
     Args:
-        unquantised: endings of the names of modules that stay as they are, by the rule of `modules_to_save`.
+        whole: endings of the names of modules that stay as they are, by the rule of `modules_to_save`.
     """
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module is not head and not is_whole(name, unquantised):
+        if isinstance(module, nn.Linear) and module is not head and not is_whole(name, whole):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, Nf4Linear(module.to(device)))

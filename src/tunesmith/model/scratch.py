@@ -20,15 +20,20 @@ def anonymous(num_bytes: int) -> Tensor:
 
 
 class Scratch:
-    """Tensors by name, for one thread."""
+    """Tensors by name, for one thread.
 
-    def __init__(self) -> None:
+    Args:
+        most_kept_bytes: larger tensors are not kept; None keeps all.
+    """
+
+    def __init__(self, most_kept_bytes: int | None = _MOST_KEPT_BYTES) -> None:
         self._kept: dict[str, Tensor] = {}
+        self._most_kept_bytes = most_kept_bytes
 
     def take(self, name: str, num_elements: int, dtype: torch.dtype) -> Tensor:
-        """Return a flat tensor; what it held before is lost. Large ones are not kept."""
+        """Return a flat tensor; what it held before is lost."""
         num_bytes = num_elements * dtype.itemsize
-        if not 0 < num_bytes <= _MOST_KEPT_BYTES:
+        if not num_bytes or (self._most_kept_bytes is not None and num_bytes > self._most_kept_bytes):
             return torch.empty(num_elements, dtype=dtype)
         if name not in self._kept or self._kept[name].numel() < num_bytes:
             self._kept[name] = anonymous(num_bytes)

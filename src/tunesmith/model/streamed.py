@@ -7,28 +7,24 @@ replaced.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from tunesmith.errors import missing_extra
 from tunesmith.model.adapters import Change, is_transposed, row_norms
+from tunesmith.model.empty import empty_model, file_name_of
 from tunesmith.model.headers import TensorInfo
 from tunesmith.model.nf4 import round_trip
 from tunesmith.model.scratch import Scratch
 from tunesmith.model.weights import read_rows, read_tensor
 
-_LARGE_ELEMENTS = 1 << 16
 _CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32
-_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 
 
 class NotStreamable(Exception):
@@ -67,19 +63,6 @@ class Part:
     aside: Aside | None = None
 
 
-class _LargeNowhere(TorchFunctionMode):
-    """Large tensors that are made while this is on have a shape and no memory."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in _FACTORIES and kwargs.get("device") is None:
-            size = kwargs.get("size", args[0] if args else ())
-            sizes = size if isinstance(size, list | tuple) else [a for a in args if isinstance(a, int)]
-            if prod(sizes) >= _LARGE_ELEMENTS:
-                kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
 def streamed_model(directory: Path, parts: Mapping[str, Part], *, trust_remote_code: bool = False) -> Any:
     """Build a causal language model whose weights are read when they are needed.
 
@@ -91,21 +74,12 @@ def streamed_model(directory: Path, parts: Mapping[str, Part], *, trust_remote_c
         NotStreamable: some weights would have to be in memory as a whole.
         EnvironmentProblem: transformers is not installed.
     """
+    build = partial(empty_model, directory, trust_remote_code=trust_remote_code, needed_for="the proof of a merge")
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging
-    except ImportError:
-        raise missing_extra("transformers", "train", needed_for="the proof of a merge") from None
-    logging.set_verbosity_error()
-    try:
-        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
-        build = AutoModelForCausalLM.from_config
-        options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
-        with _LargeNowhere():
-            try:
-                model = build(copy.deepcopy(config), attn_implementation="sdpa", **options)
-            except ValueError:  # architectures that change the attention scores have no fused kernel
-                model = build(config, attn_implementation="eager", **options)
+        try:
+            model = build(attention="sdpa")
+        except ValueError:  # architectures that change the attention scores have no fused kernel
+            model = build(attention="eager")
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise NotStreamable(f"transformers cannot build it without its weights: {error}") from None
     model.requires_grad_(False)
@@ -152,10 +126,8 @@ def _wire(model: Any, parts: Mapping[str, Part]) -> None:
 
 
 def _part_of(name: str, parts: Mapping[str, Part], prefix: str) -> Part | None:
-    for other in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-        if other in parts:
-            return parts[other]
-    return None
+    found = file_name_of(name, parts, prefix)
+    return None if found is None else parts[found]
 
 
 def _turned(read_change: Callable[[], Change]) -> Callable[[], Change]:

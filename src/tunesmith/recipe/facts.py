@@ -41,5 +41,6 @@ class Facts:
     checkpoint_dtype: str | None = None
     activation: str = ""  # of the MLPs, by transformers' name
     tied: bool = False  # output head and embeddings share their matrix
+    transposed: bool = False  # linear layers store (in, out), as GPT-2's do
     linears: tuple[Linear, ...] = ()
     others: tuple[Tensor, ...] = ()

@@ -2,7 +2,8 @@
 
 The estimate is that of the worse of two moments:
 
-    load   the checkpoint's file and the weights made of it; for a 4-bit base all, before the first is quantised
+    load   the checkpoint's file and the weights made of it (not of those that stay as stored); for a 4-bit base all,
+           before the first is quantised
     step   weights + gradients + optimiser + activations of one micro-batch + one chunk of logits, and on a CPU the copy
            of what moves that a checkpoint is written from (kept for the next one)
 
@@ -11,8 +12,8 @@ number format is decided in `train.optim` and `model.load`; this file repeats th
 
     full, 32 bit     weights 4, gradients 4, AdamW 8 bytes per parameter
     full, 16 bit     weights 2, master copy 4, gradients 4, AdamW 8
-    lora, dora       frozen weights 2 or 4; 4 + 4 + 8 per adapter parameter; for modules trained whole 4 + 8, and in 16
-                     bits a master copy of 4
+    lora, dora       frozen weights 2 or 4, linear layers 2 where they stay as stored, and the largest of these in 4;
+                     4 + 4 + 8 per adapter parameter; for modules trained whole 4 + 8, and in 16 bits a master copy of 4
     qlora, qdora     linear layers in NF4: half a byte, and 1/64 + 4/16,384 bytes for the two levels of scales
                      (Dettmers et al. 2023, section 3: blocks of 64 and 256); everything else as above
 """
@@ -26,6 +27,7 @@ from typing import Any
 from tunesmith.frozen import frozen
 from tunesmith.recipe.activations import activation_bytes_per_token, compute_bytes, widest_outputs
 from tunesmith.recipe.facts import Facts
+from tunesmith.recipe.frozen_weights import num_stored, scratch_bytes
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.targets import carries_adapter, is_whole, value_for
 
@@ -116,6 +118,8 @@ def _load(recipe: Recipe, facts: Facts) -> MemoryEstimate:
     weights = facts.num_parameters * compute_bytes(recipe)
     if facts.device == "cuda":
         return _at("load", recipe, facts, weights=_state_bytes(recipe, facts)[0])
+    if num_stored(recipe, facts):  # read straight to where they stay
+        return _at("load", recipe, facts, weights=_state_bytes(recipe, facts)[0])
     in_file = facts.num_parameters * _FILE_BYTES.get(facts.checkpoint_dtype or "", 2)
     return _at("load", recipe, facts, weights=weights, copies=in_file)
 
@@ -199,7 +203,9 @@ def _state_bytes(recipe: Recipe, facts: Facts) -> tuple[float, float, float]:
         whole = recipe.train.lora.modules_to_save
         linears = [linear for linear in facts.linears if not is_whole(linear.name, whole)]
         num_four_bit = sum(linear.num_outputs * linear.num_inputs for linear in linears)
-    base = num_four_bit * NF4_BYTES + (facts.num_parameters - num_four_bit) * width
+    narrow = num_stored(recipe, facts)
+    base = num_four_bit * NF4_BYTES + (facts.num_parameters - num_four_bit - narrow) * width
+    base += 2 * narrow + scratch_bytes(recipe, facts)
     copied = moved if width == 2 else _adapter_parameters(recipe, facts)  # what is in float32 beside the base
     return base + 4 * copied, moved * 4, state
 

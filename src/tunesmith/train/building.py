@@ -11,6 +11,7 @@ from tunesmith.errors import TrainError
 from tunesmith.model.adapters import AdapterSettings, attach
 from tunesmith.model.head import SplitModel, keeps_packed_rows_apart, split, use_spans
 from tunesmith.model.load import check_vocabulary, load_model
+from tunesmith.recipe.frozen_weights import may_stay_stored
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tokens.shards import Shards
 from tunesmith.tokens.tokenizer import load_tokenizer
@@ -37,7 +38,10 @@ def build(setting: Setting, world: World) -> dict[str, Any]:
         raise TrainError("there are no rows to train on", where=str(shards.directory), do="see data/quarantine.jsonl")
     held_out = Shards(run_dir.absolute(setting.dataset.validation)) if setting.dataset.validation else None
     four_bit, whole = train.method in ("qlora", "qdora"), train.lora.modules_to_save
-    model = load_model(setting.base, recipe.model, four_bit=four_bit, device=world.device, unquantised=whole)
+    model = load_model(
+        setting.base, recipe.model, four_bit=four_bit, device=world.device,
+        keeps_stored=may_stay_stored(recipe, world.device.type), whole=whole,
+    )  # fmt: skip
     # Rows tokenised by an earlier version do not say it; reading the tokenizer for it takes an eighth of a second.
     check_vocabulary(model, shards.meta.get("id_limit") or load_tokenizer(setting.base).id_limit, setting.base)
     torch.manual_seed(recipe.seed)

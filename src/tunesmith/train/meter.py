@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tunesmith.model.adapters import linear_layers
-from tunesmith.model.nf4 import Nf4Linear
+from tunesmith.model.frozen_linear import FrozenLinear
 
 _MEASURE_SECONDS = 0.1
 
@@ -77,7 +77,7 @@ class Flops:
 
 def num_numbers(layer: Any) -> int:
     """Return the numbers in a linear layer's matrix."""
-    if isinstance(layer, Nf4Linear):
+    if isinstance(layer, FrozenLinear):
         return int(layer.out_features * layer.in_features)
     return int(layer.weight.numel())
 
