@@ -97,14 +97,30 @@ def publish(work: Work) -> Artifact:
     return stage.run(work.recipe, work.run_dir)
 
 
+def _questions_can_be_read(recipe: Recipe) -> None:
+    from tunesmith.evaluate import stage
+
+    stage.refuse_unreadable(recipe)
+
+
+def _load_can_be_read(recipe: Recipe) -> None:
+    from tunesmith.bench import stage
+
+    stage.refuse_unreadable(recipe)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One row of the table below: what a stage makes, what it reads, and when it is wanted."""
+    """One row of the table below: what a stage makes, what it reads, when it is wanted, and what is tried first.
+
+    `tried` raises what can be known to go wrong later, while nothing has run yet.
+    """
 
     run: Callable[[Work], Artifact]
     makes: type[Artifact]
     reads: tuple[type[Artifact], ...] = ()
     wanted: Callable[[Recipe], bool] = lambda recipe: True
+    tried: Callable[[Recipe], None] = lambda recipe: None
 
     @property
     def name(self) -> str:
@@ -116,8 +132,8 @@ STAGES = (
     Stage(train, Checkpoint, (Dataset,)),
     Stage(merge, Weights, (Checkpoint, Dataset)),
     # Serving has no record: `evaluate` and `bench` start a server when they need one (`Work.serving`).
-    Stage(evaluate, Scores, (Weights,), lambda recipe: recipe.evaluate is not None),
-    Stage(bench, Speeds, (Weights,), lambda recipe: recipe.bench is not None),
+    Stage(evaluate, Scores, (Weights,), lambda recipe: recipe.evaluate is not None, _questions_can_be_read),
+    Stage(bench, Speeds, (Weights,), lambda recipe: recipe.bench is not None, _load_can_be_read),
     Stage(gate, Verdict, (Dataset, Checkpoint, Weights, Scores, Speeds), lambda recipe: bool(recipe.gate)),
     Stage(report, Report, (Dataset, Checkpoint, Weights, Scores, Speeds, Verdict)),
     Stage(publish, Release, (Weights, Scores, Speeds, Verdict), lambda recipe: recipe.publish is not None),
@@ -194,15 +210,22 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
                 for note in frozen_weights.notes(recipe, facts):
                     console.say(f"  note: {note}")
             with _outcome_noted(work):
-                for stage in STAGES:
-                    if stage.wanted(recipe):
-                        _run_or_skip(stage, work)
-                    if stage.name == until:
-                        break
+                stages = _up_to(until, recipe)
+                for stage in stages:
+                    if state["stages"].get(stage.name, {}).get("state") != "done":
+                        stage.tried(recipe)
+                for stage in stages:
+                    _run_or_skip(stage, work)
                 work.stop_serving()
                 if _reaches_gate(until):
                     _raise_if_gate_failed(run_dir, recipe)
     return run_dir
+
+
+def _up_to(until: str | None, recipe: Recipe) -> list[Stage]:
+    """Return the stages that are wanted, up to and including one."""
+    last = len(STAGES) if until is None else [stage.name for stage in STAGES].index(until) + 1
+    return [stage for stage in STAGES[:last] if stage.wanted(recipe)]
 
 
 def _trains(recipe: Recipe, until: str | None) -> bool:

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fakes.tiny_checkpoint import make_checkpoint
+from tunesmith.bench.traffic import Asking, Prompt
 from tunesmith.serve.engine import ServedModel
 from tunesmith.serve.process import ServerProcess
 from tunesmith.serve.stage import serving
@@ -154,6 +155,14 @@ def test_stop_strings_end_an_answer_before_them(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in streamed) == expected
 
 
+def test_answers_of_an_exact_length_as_load_tests_ask_for_them(server: ServerProcess) -> None:
+    prompt = Prompt("row", ({"role": "user", "content": "talk"},))
+    request = Asking("tiny", 64).request(prompt, num_output_tokens=37)
+    answer = httpx.post(f"{server.url}{request.path}", content=request.body, timeout=60)
+    last = [line for line in answer.text.splitlines() if '"usage"' in line][-1]
+    assert json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"] == 37
+
+
 def test_seeds_repeat_and_choices_differ(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"max_tokens": 16, "temperature": 1.2, "top_p": 0.95, "seed": 5, "n": 3}
     first, second = chat(client, "vary", **options), chat(client, "vary", **options)
@@ -251,6 +260,8 @@ def test_tools_are_shown_to_the_model_and_left_out_when_not_wanted(client: opena
         ({"temprature": 0}, 400, "Unknown parameter: 'temprature'"),
         ({"messages": [{"role": "user", "content": "x" * 400}]}, 400, "maximum context length is 300 tokens"),
         ({"max_tokens": 290}, 400, "and 290 for the answer"),
+        ({"min_tokens": 2}, 400, "min_tokens needs ignore_eos"),
+        ({"min_tokens": 2, "ignore_eos": True, "stop": "x"}, 400, "min_tokens needs ignore_eos, and no stop"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_its_name(

@@ -57,6 +57,20 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving) -> Speeds:
     return speeds
 
 
+def refuse_unreadable(recipe: Recipe) -> None:
+    """Raise what would keep requests from being made, before hours of work.
+
+    Raises:
+        DataError: rows or trace cannot be read.
+    """
+    bench = recipe.bench
+    assert bench is not None, "the recipe has no bench"
+    if wants_rows(bench):
+        conversations_of(recipe)
+    if bench.trace:
+        read_trace(Path(bench.trace), limit=bench.num_requests)
+
+
 def _write_results(directory: Path, name: str, speeds: Speeds) -> None:
     """Write a file for each level, `bench_RUN_c16.json`: its numbers and its targets."""
     for level, numbers in speeds.levels.items():

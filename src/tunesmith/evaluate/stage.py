@@ -55,6 +55,17 @@ def run(recipe: Recipe, run_dir: RunDir, serving: Serving, *, patience: Patience
     return replace(scores, template_fingerprint=template_fingerprint)
 
 
+def refuse_unreadable(recipe: Recipe) -> None:
+    """Raise what would keep the tasks from being asked, before hours of work: a package, a file or a row.
+
+    Raises:
+        DataError, EnvironmentProblem: as `run`.
+    """
+    assert recipe.evaluate is not None, "the recipe evaluates nothing"
+    for task in tasks_of(recipe.evaluate):
+        task.items()
+
+
 def measure(
     recipe: Recipe,
     run_dir: RunDir,

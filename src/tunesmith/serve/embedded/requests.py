@@ -23,7 +23,6 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"], None),
     "store": (False, None),
     "service_tier": ("auto", "default", None),
-    "min_tokens": (0, None),
     "min_p": (0, None),
     "functions": ([], None),
 }
@@ -31,6 +30,7 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 _LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _COMMON = {"model", "stream", "stream_options", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop"} | {
     "ignore_eos",
+    "min_tokens",
     "logprobs",
 }
 _CHAT = _COMMON | {
@@ -213,13 +213,17 @@ def _wish(body: _Body, limit: str, num_logprobs: int | None, default_max_tokens:
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or not all(isinstance(word, str) and word for word in stop):
         raise BadRequest("stop must be a string or a list of strings, none of them empty.", param="stop")
+    ignore_eos = body.switch("ignore_eos", False)
+    # Load generators ask for an exact length with both. An answer that nothing can end early needs no other care.
+    if body.whole("min_tokens", 0, 0, 1 << 31) and (stop or not ignore_eos):
+        raise BadRequest("min_tokens needs ignore_eos, and no stop, on this server.", param="min_tokens")
     sampling = {
         "temperature": float(body.number("temperature", 1.0, 0, 100)),
         "top_p": float(body.number("top_p", 1.0, 0, 1)),
         "top_k": max(0, body.whole("top_k", 0, -1, 1 << 31) or 0),
         "seed": body.whole("seed", None, -(1 << 63), (1 << 63) - 1 - _MAX_CHOICES),
         "stop": tuple(stop),
-        "ignore_eos": body.switch("ignore_eos", False),
+        "ignore_eos": ignore_eos,
         "num_logprobs": num_logprobs,
     }
     lowest = 0 if default_max_tokens is not None else 1
