@@ -31,6 +31,7 @@ from tunesmith.errors import GateFailed, Interrupted, TunesmithError
 from tunesmith.gate.names import refuse_unknown
 from tunesmith.lineage import command_line, lineage
 from tunesmith.planning import benchmarks, gather_facts, refuse_misnamed
+from tunesmith.process import Early
 from tunesmith.recipe import frozen_weights
 from tunesmith.recipe.dump import dump_recipe, dump_yaml
 from tunesmith.recipe.environment import redact
@@ -150,7 +151,7 @@ class Work:
     run_dir: RunDir
     inputs: keys.Inputs
     state: dict[str, Any]
-    early: stage_process.Early
+    early: Early
     _stack: contextlib.ExitStack
     _serving: Any = None
     _serving_since: float = 0.0
@@ -180,8 +181,11 @@ class Work:
         self.run_dir.write_run(self.state)
 
 
-def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDir:
+def run(loaded: Loaded, *, new: bool = False, until: str | None = None, early: Early | None = None) -> RunDir:
     """Run a recipe from where its newest run stands, up to and including the stage `until`.
+
+    Args:
+        early: may hold the process of the training already; it is ended as soon as there is nothing to train.
 
     Raises:
         GateFailed: everything ran, and a rule of the gate does not hold.
@@ -195,13 +199,13 @@ def run(loaded: Loaded, *, new: bool = False, until: str | None = None) -> RunDi
     with loaded.located():  # a name misspelt shows now, not after hours of work
         refuse_misnamed(recipe, facts)
         benchmarks(recipe)
-    with stage_process.Early() as early:
-        if _trains(recipe, until) and (new or not runs.list_runs(recipe.output_dir, recipe.name)):
-            early.start("train")  # whatever the inputs' hashes will be
+    with early or Early() as early:
+        if not _trains(recipe, until):
+            early.end()
         inputs = keys.gather(recipe, model_path)
         run_dir, is_new = _directory(recipe, inputs, new)
-        if _trains(recipe, until) and is_new:
-            early.start("train")
+        if _readable(run_dir, Checkpoint) is not None:
+            early.end()
         with run_dir.locked(), contextlib.ExitStack() as stack:
             state = _begin(run_dir, loaded, recipe, decisions, inputs)
             console.say(f"run  {run_dir.path}  ({'new' if is_new else 'continued'})")
@@ -229,7 +233,7 @@ def _up_to(until: str | None, recipe: Recipe) -> list[Stage]:
 
 
 def _trains(recipe: Recipe, until: str | None) -> bool:
-    """Return whether a new run comes to a training of its own, in one process."""
+    """Return whether a run may come to a training of its own, in one process."""
     return recipe.tuned is None and recipe.train.num_processes == 1 and until != "data"
 
 
@@ -380,5 +384,5 @@ def run_in_process(name: str, recipe: Recipe, run_dir: RunDir) -> Artifact:
         return stage_process.run_here(name, recipe, run_dir)
     stage = next(stage for stage in STAGES if stage.name == name)
     with contextlib.ExitStack() as stack:
-        early = stack.enter_context(stage_process.Early())
+        early = stack.enter_context(Early())
         return stage.run(Work(recipe, run_dir, keys.Inputs({}, {}), {"stages": {}}, early, stack))

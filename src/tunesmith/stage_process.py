@@ -4,8 +4,8 @@ Training and merging get their own process: its memory is given back when it end
 and the pipeline itself never loads an ML library. The child's last error comes back through a file in its stage
 directory. It dies with the pipeline, so that a killed pipeline leaves nothing behind.
 
-Importing PyTorch and transformers takes three seconds of one core. Where a stage is sure to run, its process is
-started early (`Early`): it imports while rows are tokenised, and is told on its standard input which run it is for.
+The process of a training is started early (`process.Early`): it imports while the recipe is read and rows are
+tokenised, and is told on its standard input which run it is for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self, TypeVar
+from types import FrameType
+from typing import TypeVar
 
 from tunesmith import errors
 from tunesmith.artifacts import Artifact
 from tunesmith.errors import Interrupted, RankLost, RecipeError, StageError, TrainError, TunesmithError
 from tunesmith.hardware import num_cpus
-from tunesmith.process import die_with_parent
+from tunesmith.process import Early, start_stage
 from tunesmith.recipe.load import load
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store import files
@@ -34,7 +34,6 @@ from tunesmith.store.run_dir import RunDir
 Record = TypeVar("Record", bound=Artifact)
 
 STAGES = ("train", "merge")
-TOLD_LATER = "-"  # in the place of a run directory: it comes on standard input
 _GRACE_SECONDS = 600  # for a step and its checkpoint, after a stop signal
 _TELLING_SECONDS = 2.0  # from the end of a rank to the error it leaves
 
@@ -52,47 +51,6 @@ def raise_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
-
-
-class Early:
-    """The process of a stage, started before its turn. A context manager: what was not used is ended.
-
-    Started by the thread that goes on to run the stage: the kernel ends a child with the thread that made it.
-    """
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def start(self, stage: str) -> None:
-        """Start the stage's process, unless it has been."""
-        if self._child is None:
-            self._stage, self._child = stage, _start(stage, TOLD_LATER, stdin=subprocess.PIPE)
-
-    def take(self, stage: str, run_dir: RunDir) -> subprocess.Popen[bytes] | None:
-        """Tell the process which run it is for, and hand it over; None when there is none of this stage at work."""
-        child = self._child
-        if child is None or stage != self._stage:
-            return None
-        self._child = None
-        assert child.stdin is not None
-        try:
-            with child.stdin as told:
-                told.write(os.fsencode(run_dir.path) + b"\n")
-        except OSError:  # it has ended
-            child.wait()
-            return None
-        return child
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._child is not None:
-            self._child.kill()  # it holds nothing that anybody waits for
-            self._child.communicate()
 
 
 def import_stage(stage: str) -> None:
@@ -127,19 +85,18 @@ def told_run() -> str | None:
     return os.fsdecode(line[:-1]) if line.endswith(b"\n") else None
 
 
-def _start(stage: str, run: str, *, num_processes: int = 1, stdin: int | None = None) -> subprocess.Popen[bytes]:
-    """Start `tunesmith stage STAGE RUN` as a child that leaves its error in a file."""
-    command = [sys.executable, "-m", "tunesmith", "stage", stage, run, "--child"]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    if num_processes > 1:
-        command[1:1] = ["-m", "tunesmith.train.ranks", str(num_processes)]
-        environment |= {
-            # Without it, ranks that start again look for each other at the addresses of those that died (torch 2.13).
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_SECONDS),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, num_cpus() // num_processes))),
-        }
-    return subprocess.Popen(command, env=environment, stdin=stdin, start_new_session=True, preexec_fn=die_with_parent)
+def _start(stage: str, run_dir: RunDir, num_processes: int) -> subprocess.Popen[bytes]:
+    """Start the stage's process, or the launcher of its ranks."""
+    if num_processes == 1:
+        return start_stage(stage, str(run_dir.path))
+    environment = {
+        # Without it, ranks that start again look for each other at the addresses of those that died (torch 2.13).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_SECONDS),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, num_cpus() // num_processes))),
+    }
+    launcher = ("-m", "tunesmith.train.ranks", str(num_processes))
+    return start_stage(stage, str(run_dir.path), launcher=launcher, environment=environment)
 
 
 def run(
@@ -157,8 +114,8 @@ def run(
     """
     error_file = run_dir.stage(stage) / "error.json"
     error_file.unlink(missing_ok=True)
-    child = early.take(stage, run_dir) if early is not None and num_processes == 1 else None
-    child = child or _start(stage, str(run_dir.path), num_processes=num_processes)
+    child = early.take(stage, run_dir.path) if early is not None and num_processes == 1 else None
+    child = child or _start(stage, run_dir, num_processes)
     try:
         code = child.wait()
     except (KeyboardInterrupt, Interrupted):

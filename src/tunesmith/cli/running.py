@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+    from tunesmith.process import Early
     from tunesmith.store.run_dir import RunDir
 
 STAGE_NAMES = ("data", "train", "merge", "evaluate", "bench", "gate", "report", "publish")
@@ -22,6 +23,15 @@ def add_arguments_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run_run(args: argparse.Namespace) -> int:
+    from tunesmith.process import Early
+
+    with Early() as early:
+        if args.until != "data":
+            early.start("train")  # before anything is read: its imports decide when the first step is done
+        return _run(args, early)
+
+
+def _run(args: argparse.Namespace, early: Early) -> int:
     from tunesmith import pipeline, summary
     from tunesmith.artifacts import Report, Scores
     from tunesmith.errors import GateFailed
@@ -31,7 +41,7 @@ def run_run(args: argparse.Namespace) -> int:
     loaded = load(args.recipe, args.set)
     failed: GateFailed | None = None
     try:
-        run_dir = pipeline.run(loaded, new=args.new, until=args.until)
+        run_dir = pipeline.run(loaded, new=args.new, until=args.until, early=early)
     except GateFailed as error:
         failed = error
         run_dir = find_run(error.where, loaded.recipe.output_dir)
@@ -68,14 +78,14 @@ def add_arguments_stage(parser: argparse.ArgumentParser) -> None:
 def run_stage(args: argparse.Namespace) -> int:
     """Run one stage in this process, from the run's own resolved recipe."""
     from tunesmith import stage_process
-    from tunesmith.process import die_with_parent
+    from tunesmith.process import TOLD_LATER, die_with_parent
     from tunesmith.store.run_dir import find_run
 
     if args.child:
         die_with_parent()  # ranks are children of a launcher that does not see to it
         if stage_process.is_orphan():
             return 1
-        if args.run == stage_process.TOLD_LATER:
+        if args.run == TOLD_LATER:
             stage_process.import_stage(args.stage)
             args.run = stage_process.told_run()
             if args.run is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from tunesmith import stage_process
 from tunesmith.artifacts import Weights
 from tunesmith.errors import Interrupted, RankLost, RecipeError, StageError, TrainError
+from tunesmith.process import TOLD_LATER, Early
 from tunesmith.store.run_dir import RunDir
 
 WAIT_SECONDS = 0.2
@@ -76,7 +79,7 @@ def test_a_rank_whose_launcher_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 # Merging stands for any stage here: its process imports little before it is told its run.
 
 
-def started(early: stage_process.Early) -> int:
+def started(early: Early) -> int:
     early.start("merge")
     assert early._child is not None
     return early._child.pid
@@ -95,7 +98,7 @@ def test_a_process_started_early_is_told_its_run(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "ü run")
     run_dir.stage("merge").mkdir(parents=True)
     run_dir.write_run({"stages": {}})
-    with stage_process.Early() as early:
+    with Early() as early:
         pid = started(early)
         early.start("merge")
         assert early._child is not None and early._child.pid == pid, "once is enough"
@@ -105,9 +108,9 @@ def test_a_process_started_early_is_told_its_run(tmp_path: Path) -> None:
 
 
 def test_a_process_started_early_and_not_used_is_ended(tmp_path: Path) -> None:
-    with stage_process.Early() as early:
+    with Early() as early:
         pid = started(early)
-        assert early.take("train", RunDir(tmp_path)) is None, "it is another stage's"
+        assert early.take("train", tmp_path) is None, "it is another stage's"
         assert is_there(pid)
     assert not is_there(pid)
 
@@ -115,16 +118,70 @@ def test_a_process_started_early_and_not_used_is_ended(tmp_path: Path) -> None:
 def test_a_process_started_early_that_died_is_replaced(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     run_dir.stage("merge").mkdir()
-    with stage_process.Early() as early:
+    with Early() as early:
         started(early)
         assert early._child is not None
         early._child.kill()
         early._child.wait()
-        assert early.take("merge", run_dir) is None
+        assert early.take("merge", run_dir.path) is None
         with pytest.raises((StageError, RecipeError)):
             stage_process.run("merge", run_dir, Weights, early=early)
 
 
 def test_a_process_started_early_ends_with_its_pipeline() -> None:
-    command = [sys.executable, "-m", "tunesmith", "stage", "merge", stage_process.TOLD_LATER, "--child"]
+    command = [sys.executable, "-m", "tunesmith", "stage", "merge", TOLD_LATER, "--child"]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+# ── The command starts its training before it reads the recipe ───────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A `tunesmith run` that waits for its recipe, a named pipe, and the process that it has started before."""
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)
+    command = [sys.executable, "-m", "tunesmith", "run", str(recipe)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        yield process, until(lambda: next(iter(children_of(process.pid)), 0))
+        if process.poll() is None:
+            process.kill()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def until(found: Callable[[], int]) -> int:
+    limit = time.monotonic() + 30
+    while not (value := found()):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    return value
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, and prctl")
+
+
+@on_linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_stopped_while_it_starts_leaves_nothing_behind(
+    waiting: tuple[subprocess.Popen[bytes], int], number: signal.Signals
+) -> None:
+    process, child = waiting
+    process.send_signal(number)
+    code = process.wait(timeout=30)
+    assert code == (Interrupted.exit_code if number == signal.SIGINT else -number)
+    until(lambda: not is_there(child))
+
+
+@on_linux
+def test_a_recipe_that_is_no_recipe_ends_the_training_started_for_it(
+    waiting: tuple[subprocess.Popen[bytes], int], tmp_path: Path
+) -> None:
+    process, child = waiting
+    (tmp_path / "recipe.yaml").write_text("name: x\nmodle: y\n")
+    assert process.stderr is not None
+    told = process.stderr.read().decode()
+    assert process.wait(timeout=30) == RecipeError.exit_code and "did you mean `model`" in told
+    assert not is_there(child)
