@@ -21,6 +21,7 @@ the fastest settings known ("best"; `--search` tries every candidate and keeps t
 from __future__ import annotations
 
 import argparse
+import compileall
 import dataclasses
 import datetime
 import json
@@ -39,6 +40,7 @@ from typing import Any
 import numpy as np
 from train_tasks import GLOBAL_BATCH, SEED, TASKS, TUNESMITH, Batches, candidates, keeps_order, prepare, write_recipe
 
+import tunesmith
 from tunesmith.store.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -372,6 +374,7 @@ def main() -> int:
     if given.steps < SKIPPED_STEPS + 1:
         parser.error(f"--steps must be at least {SKIPPED_STEPS + 1}")
     given.out = given.out.resolve()
+    compileall.compile_dir(Path(tunesmith.__file__).parent, quiet=1)  # as pip does with what it installs, peers too
     model = given.out / f"random-{given.size}"
     if not (model / "config.json").exists():
         sources = sorted({source for task in TASKS.values() for source in task.sources})

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.model.adapters import AdaptedLinear, is_transposed, weight_shape
+from tunesmith.model.first_layers import kind_of
 from tunesmith.model.frozen_linear import FrozenLinear
 from tunesmith.model.recomputed import recomputed
 
@@ -31,8 +32,9 @@ def recompute_cheap_parts(model: Any) -> int:
     """
     width = int(model.config.get_text_config().hidden_size)
     found = 0
+    shown: Shown = {}
     for module in list(model.modules()):
-        forward = _norm(module, width) or _mlp(module, width)
+        forward = _norm(module, width) or _mlp(module, width, shown)
         if forward is not None:
             # On the object, as `nn.Module.compile` does: another module in its place would change the weights' names.
             module.forward = forward
@@ -119,8 +121,15 @@ def _rms_norm(module: Any, weights: tuple[Tensor, ...]) -> _RmsNorm | None:
 # ── MLPs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _mlp(module: nn.Module, width: int) -> Callable[[Tensor], Tensor] | None:
-    """Return the forward of an MLP in one of the known forms; None for other modules."""
+Shown = dict[Any, int | None]  # of a kind of MLP: the number of its form, None when it has none of them
+
+
+def _mlp(module: nn.Module, width: int, shown: Shown) -> Callable[[Tensor], Tensor] | None:
+    """Return the forward of an MLP in one of the known forms; None for other modules.
+
+    Args:
+        shown: what is known of kinds already; the first MLP of each is held against its own numbers.
+    """
     children = list(module.children())
     linears = [child for child in children if _is_linear(child)]
     others = [child for child in children if not _is_linear(child) and not _does_nothing(child)]
@@ -130,13 +139,17 @@ def _mlp(module: nn.Module, width: int) -> Callable[[Tensor], Tensor] | None:
     changes_input = isinstance(others[0], nn.Dropout) or getattr(others[0], "inplace", False)
     if weight_shape(_inner(writers[0]))[0] != width or changes_input:
         return None
-    own = module.forward
-    for between in _forms(others[0], len(readers)):
-        for order in (readers, readers[::-1]):
-            forward = partial(_recomputed_mlp, between, tuple(order), writers[0])
-            if _same(own, forward, readers[0]):
-                return forward
-    return None
+    forms = [
+        partial(_recomputed_mlp, between, tuple(order), writers[0])
+        for between in _forms(others[0], len(readers))
+        for order in (readers, readers[::-1])
+    ]
+    kind = kind_of(module)
+    if kind not in shown:
+        same = (number for number, form in enumerate(forms) if _same(module.forward, form, readers[0]))
+        shown[kind] = next(same, None)
+    number = shown[kind]
+    return None if number is None else forms[number]
 
 
 def _recomputed_mlp(

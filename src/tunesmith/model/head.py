@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tunesmith.model.attention import NAME, Spans, register
 from tunesmith.model.families import family_of
+from tunesmith.model.first_layers import first_layers
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,36 @@ def split(model: Any, *, over_spans: bool = False) -> SplitModel:
     vocab_size = int(model.config.get_text_config().vocab_size)
     if head is not None:
         parts = _parts(model, head, vocab_size)
-        rows_BT, real_BT = _probe_batch(parts)
-        with contextlib.suppress(AttributeError, TypeError, ValueError):  # no such part, or one with other arguments
-            theirs_PV = _in_evaluation(model, lambda: model(input_ids=rows_BT, use_cache=False).logits[real_BT].float())
-            if over_spans and _right_over_spans(parts, lambda found: _give(parts, found, _told_once(theirs_PV))):
-                return dataclasses.replace(parts, over_spans=True)
-            if _give(parts, _states(parts, rows_BT, None, None)[real_BT], theirs_PV):
-                return parts
+        shown = _shown_by_first_layers(parts, over_spans) or _shown(parts, over_spans)
+        if shown is not None:
+            return shown
 
     def whole(ids_BT: Tensor, positions_BT: Tensor | None, spans: Spans | None) -> Tensor:
         return model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False, **_given(spans)).logits
 
     trained = any(p.requires_grad for p in model.parameters())
     return SplitModel(model, whole, Tensor.float, None, trained, vocab_size)
+
+
+def _shown(parts: SplitModel, over_spans: bool) -> SplitModel | None:
+    """Return the parts as far as one look shows them to be right; None when not even they are."""
+    rows_BT, real_BT = _probe_batch(parts)
+    model = parts.model
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # no such part, or one with other arguments
+        theirs_PV = _in_evaluation(model, lambda: model(input_ids=rows_BT, use_cache=False).logits[real_BT].float())
+        if over_spans and _right_over_spans(parts, lambda found: _give(parts, found, _told_once(theirs_PV))):
+            return dataclasses.replace(parts, over_spans=True)
+        if _give(parts, _states(parts, rows_BT, None, None)[real_BT], theirs_PV):
+            return parts
+    return None
+
+
+def _shown_by_first_layers(parts: SplitModel, over_spans: bool) -> SplitModel | None:
+    """Return what a look at each kind of layer shows, if that is all that was asked; else None, for a whole look."""
+    with contextlib.suppress(LookupError, RuntimeError, AttributeError), first_layers(parts.model) as fewer:
+        shown = _shown(parts, over_spans) if fewer else None
+        return shown if shown is not None and shown.over_spans == over_spans else None
+    return None
 
 
 def _given(spans: Spans | None) -> dict[str, Spans]:
