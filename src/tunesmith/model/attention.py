@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tunesmith.model.recomputed import kept_elsewhere
+
 NAME = "tunesmith_spans"
 
 Places = npt.NDArray[np.int64]
@@ -111,22 +113,27 @@ def attend(
         return _one(*qkv, scaling, window, {}).transpose(1, 2), None
     if query_BHTD.is_cuda and query_BHTD.dtype != torch.float32 and _has_varlen():
         return _varlen(*qkv, spans, scaling, window), None
-    return _one_by_one(*qkv, spans, scaling, window).transpose(1, 2), None
+    return _one_by_one(*qkv, spans, scaling, window), None
 
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None, window: int | None) -> Tensor:
+    """Return the attention of one sequence after another, (B, T, H, D)."""
     q_pieces, k_pieces, v_pieces = (tensor.split(spans.pieces, dim=2) for tensor in (q, k, v))
     out: list[Tensor] = []
-    for path, num_shared in zip(spans.paths, spans.num_shared, strict=True):
-        keys, values = _joined(k_pieces, path), _joined(v_pieces, path)
-        queries = _joined(q_pieces, path[num_shared:])
-        num_own = queries.shape[2]
-        # Behind a beginning that is no longer than itself, a sequence costs less as a whole triangle than as a
-        # rectangle: that one needs a mask, and none of it is skipped.
-        if num_shared and keys.shape[2] - num_own <= num_own:
-            queries = _joined(q_pieces, path)
-        out.append(_one(queries, keys, values, scaling, window, spans.masks)[:, :, -num_own:])
-    return torch.cat(out, dim=2)
+    with kept_elsewhere() as lies:
+        for path, num_shared in zip(spans.paths, spans.num_shared, strict=True):
+            keys, values = _joined(k_pieces, path), _joined(v_pieces, path)
+            queries = _joined(q_pieces, path[num_shared:])
+            num_own = queries.shape[2]
+            # Behind a beginning that is no longer than itself, a sequence costs less as a whole triangle than as a
+            # rectangle: that one needs a mask, and none of it is skipped.
+            if num_shared and keys.shape[2] - num_own <= num_own:
+                queries = _joined(q_pieces, path)
+            out.append(_one(queries, keys, values, scaling, window, spans.masks).transpose(1, 2)[:, -num_own:])
+        joined = torch.cat(out, dim=1)
+        for made, place in zip(out, joined.split([piece.shape[1] for piece in out], dim=1), strict=True):
+            lies(made.transpose(1, 2), place.transpose(1, 2))
+    return joined
 
 
 def _joined(pieces: tuple[Tensor, ...], path: tuple[int, ...]) -> Tensor:

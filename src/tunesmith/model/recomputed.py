@@ -24,12 +24,24 @@ from torch import Tensor
 _READ_SOON = 4  # results remembered at a time: a layer's input norm, and norms of queries and keys made before values
 
 
+class _Kept:
+    """A tensor that is kept as it is.
+
+    Without its graph: an operation that keeps its own result would hold itself, and after a pass that failed (memory ran
+    out) nothing could let go of it. The count of changes is shared with the tensor.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor.detach(), tensor._version
+
+
 class _Pass:
     """What a forward pass keeps."""
 
     def __init__(self) -> None:
         # Held themselves, so that nothing else can lie at their addresses.
         self._results: deque[tuple[Tensor, _Again]] = deque(maxlen=_READ_SOON)
+        self.noted: list[_Kept] | None = None
 
     def remember(self, result: Tensor, again: _Again) -> None:
         if result.is_contiguous():
@@ -39,15 +51,16 @@ class _Pass:
         """Let go of the last results: every kept tensor's hooks hold this object until the backward pass."""
         self._results.clear()
 
-    def pack(self, tensor: Tensor) -> tuple[Any, Any]:
+    def pack(self, tensor: Tensor) -> _Kept | tuple[_Again, torch.Size]:
         """Return what is kept for a tensor: how it is made again, or itself."""
         for result, again in self._results:
             same = tensor.numel() == result.numel() and tensor.dtype == result.dtype and tensor.is_contiguous()
             if same and tensor.data_ptr() == result.data_ptr():
                 return again, tensor.shape
-        # Without its graph: an operation that keeps its own result would hold itself, and after a pass that failed
-        # (memory ran out) nothing could let go of it. The count of changes is shared with the tensor.
-        return tensor.detach(), tensor._version
+        kept = _Kept(tensor)
+        if self.noted is not None:
+            self.noted.append(kept)
+        return kept
 
 
 _pass: ContextVar[_Pass | None] = ContextVar("pass", default=None)
@@ -147,13 +160,35 @@ def keeping_less() -> Iterator[None]:
         under_way.forget()
 
 
-def _unpack(packed: tuple[Any, Any]) -> Tensor:
-    kept, about = packed
-    if isinstance(kept, _Again):
-        return kept.result().detach().view(about)
-    _refuse_changed((kept,), [about])
-    tensor: Tensor = kept
-    return tensor
+@contextlib.contextmanager
+def kept_elsewhere() -> Iterator[Callable[[Tensor, Tensor], None]]:
+    """Give a function that is told (made, place): a tensor made in this block lies in that place too, number by number.
+
+    What the backward pass needs of it is read there, and its own memory is free. Does nothing outside `keeping_less`.
+    """
+    under_way = _pass.get()
+    noted: list[_Kept] = []
+
+    def lies(made: Tensor, place: Tensor) -> None:
+        for kept in noted:
+            if kept.tensor.data_ptr() == made.data_ptr() and kept.tensor.shape == made.shape == place.shape:
+                kept.tensor, kept.version = place.detach(), place._version
+
+    if under_way is not None:
+        under_way.noted = noted
+    try:
+        yield lies
+    finally:
+        if under_way is not None:
+            under_way.noted = None
+
+
+def _unpack(packed: _Kept | tuple[_Again, torch.Size]) -> Tensor:
+    if isinstance(packed, _Kept):
+        _refuse_changed((packed.tensor,), [packed.version])
+        return packed.tensor
+    again, shape = packed
+    return again.result().detach().view(shape)
 
 
 def _refuse_changed(tensors: tuple[Tensor, ...], versions: list[int]) -> None:

@@ -9,7 +9,8 @@ Per layer, in numbers of the compute format (N: outputs of a linear layer, n: it
     norms                         their input, in 32 bits for RMSNorm; where an RMSNorm moves, what it has made of it
 
 Unless layers are checkpointed, compiled or sharded, what norms and activation functions give is made again
-(`model.cheap_parts`): the readers' common input, what an MLP's writer reads, and what a norm has made are not kept.
+(`model.cheap_parts`): the readers' common input, what an MLP's writer reads, and what a norm has made are not kept; nor
+is attention's output a second time.
 
 An adapter keeps r numbers besides; DoRA all outputs once more; dropout each layer's input twice instead of sharing it.
 `tests/parity/test_train_memory.py` holds this against autograd.
@@ -24,6 +25,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.targets import carries_adapter, is_whole, value_for
 
 _ATTENTION_WRITERS = ("o_proj", "out_proj", "c_proj", "dense", "wo")  # told by name where all sizes are alike
+_WITHOUT_ROTATION = "c_attn"  # queries, keys and values in one, as GPT-2 has them: used as they lie there
 # Written out in Python by transformers, so that more of their steps are kept: numbers per output beside the input.
 _STEPS_KEPT = {"gelu_new": 3, "gelu_fast": 4, "quick_gelu": 1}
 _REPEATED_PROMPT = 0.25  # share of a preference pair's positions whose attention is made for both answers
@@ -85,9 +87,12 @@ def _numbers_of_block(name: str, linears: list[Linear], recipe: Recipe, facts: F
     for writer in writers:
         apart = outputs > writer.num_inputs  # what it reads is not what the readers gave
         shared = not dropped and _needs_input(writer, recipe)
-        kept += writer.num_inputs * (apart + shared)
+        # Attention keeps its output where the writer reads it.
+        kept += writer.num_inputs * ((apart or shared) if again else (apart + shared))
         if "att" in name and recipe.train.objective == "dpo":
             kept += _REPEATED_PROMPT * (outputs + writer.num_inputs)
+        if "att" in name and len(readers) == 1 and not readers[0].name.endswith(_WITHOUT_ROTATION):
+            kept += (outputs + writer.num_inputs) / 2  # turned queries and keys, beside the whole that values lie in
     if "att" not in name:
         kept += _STEPS_KEPT.get(facts.activation, 0) * outputs
     return kept

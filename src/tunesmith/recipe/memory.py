@@ -38,11 +38,11 @@ _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
 _FILE_BYTES = {"float64": 8, "float32": 4}  # of a number in the checkpoint; others take 2
 # Measured by `benchmarks/memory_estimate.py`: Python, torch, transformers and what they allocate at their first use;
 # bitsandbytes; the CUDA context.
-_LIBRARIES_BYTES = {"cpu": 430 << 20, "cuda": 600 << 20}
+_LIBRARIES_BYTES = {"cpu": 390 << 20, "cuda": 600 << 20}
 _FOUR_BIT_BYTES = 50 << 20
 # Of activations: holes that glibc's allocator keeps between them (docs/log.md). CUDA's has them too, but does not count
 # them as allocated.
-_HOLES_FRACTION = {"cpu": 0.65, "cuda": 0.0}
+_HOLES_FRACTION = {"cpu": 0.4, "cuda": 0.0}
 _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "adafactor": 0.02}  # per parameter
 
 
@@ -129,8 +129,9 @@ def _step(recipe: Recipe, facts: Facts, lengths: Lengths, num_steps: int) -> Mem
     tokens = micro_batch_tokens(recipe, lengths, num_steps)
     kept = tokens * activation_bytes_per_token(recipe, facts)
     passing = max(logits_bytes(recipe, facts, tokens), 3 * tokens * widest_outputs(facts) * compute_bytes(recipe))
-    if recipe.train.method == "full" and recipe.train.objective == "sft":
-        kept += 4 * facts.vocab_size * facts.hidden_size  # the head's gradient is made together with its losses
+    if recipe.train.method == "full" and recipe.train.objective == "sft" and compute_bytes(recipe) == 2:
+        # The head's gradient is made together with its losses; one of 32 bits is added where it lies.
+        kept += 4 * facts.vocab_size * facts.hidden_size
     saved = num_steps > recipe.train.save_steps
     return _at(
         "step", recipe, facts, weights=weights, gradients=gradients, optimizer=optimizer, activations=kept,
@@ -234,6 +235,8 @@ def fixed_bytes(recipe: Recipe, facts: Facts) -> float:
 
 
 def logits_bytes(recipe: Recipe, facts: Facts, num_tokens: float) -> float:
-    """Return the memory that a chunk of logits takes: two float32 buffers, three where autograd goes through them."""
-    buffers = 3 if recipe.train.method == "full" and recipe.train.objective == "dpo" else 2
+    """Return the memory that a chunk of logits takes: itself and a quarter in float32, three buffers where autograd goes
+    through them.
+    """
+    buffers = 3 if recipe.train.method == "full" and recipe.train.objective == "dpo" else 1.25
     return buffers * min(LOGITS_CHUNK_BYTES[facts.device], num_tokens * facts.vocab_size * 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from tunesmith.errors import TrainError
+from tunesmith.model.in_place import going_backward_times
 from tunesmith.recipe.schema import Train
 from tunesmith.track.console import Progress, say, warn
 from tunesmith.track.tracker import Tracker
@@ -202,8 +204,9 @@ def _learn(job: Job, batch: Batch, count: int) -> dict[str, Any]:
     A function, so that the graph ends with it: kept, it would lie scattered among the next micro-batch's activations,
     and after memory ran out in a backward pass there would be no room for a smaller one.
     """
-    loss_sum, more = job.objective(job.losses, batch)
-    (loss_sum / count).backward()
+    with going_backward_times(1 / count) if job.losses.adds_in_place else contextlib.nullcontext():
+        loss_sum, more = job.objective(job.losses, batch)
+        (loss_sum / count).backward()
     return {**more, "loss": loss_sum.detach()}
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tunesmith.model.cheap_parts import recompute_cheap_parts
+from tunesmith.model.in_place import add_embeddings_in_place
 from tunesmith.model.load import DTYPES
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train.token_losses import TokenLosses
@@ -28,6 +29,9 @@ def prepare(losses: TokenLosses, recipe: Recipe, world: World) -> None:
     train = recipe.train
     model = losses.model
     sharded = train.parallelism == "fsdp2" and world.size > 1
+    if not sharded:  # shards have gradients of their own, and gather those of whole weights in between
+        add_embeddings_in_place(model)
+        losses.adds_in_place = True
     if train.gradient_checkpointing is True:
         # transformers renamed it in 5.23, and warns of the old name.
         renamed = hasattr(model, "activation_checkpointing_enable")

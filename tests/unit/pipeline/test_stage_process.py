@@ -17,7 +17,7 @@ import pytest
 from tunesmith import stage_process
 from tunesmith.artifacts import Weights
 from tunesmith.errors import Interrupted, RankLost, RecipeError, StageError, TrainError
-from tunesmith.process import TOLD_LATER, Early
+from tunesmith.process import TOLD_LATER, Early, start_stage
 from tunesmith.store.run_dir import RunDir
 
 WAIT_SECONDS = 0.2
@@ -185,3 +185,20 @@ def test_a_recipe_that_is_no_recipe_ends_the_training_started_for_it(
     told = process.stderr.read().decode()
     assert process.wait(timeout=30) == RecipeError.exit_code and "did you mean `model`" in told
     assert not is_there(child)
+
+
+@on_linux
+@pytest.mark.parametrize("own", [None, "glibc.malloc.mxfast=64"])
+def test_how_a_stage_keeps_its_heap(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody has set up stays."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    child = start_stage("merge", TOLD_LATER, stdin=subprocess.PIPE)
+    try:
+        environment = Path(f"/proc/{child.pid}/environ").read_bytes().decode().split("\0")
+    finally:
+        child.kill()
+        child.communicate()
+    expected = own or "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+    assert f"GLIBC_TUNABLES={expected}" in environment
