@@ -27,8 +27,8 @@ _READ_SOON = 4  # results remembered at a time: a layer's input norm, and norms 
 class _Kept:
     """A tensor that is kept as it is.
 
-    Without its graph: an operation that keeps its own result would hold itself, and after a pass that failed (memory ran
-    out) nothing could let go of it. The count of changes is shared with the tensor.
+    Without its graph: an operation that keeps its own result would hold itself, and after a pass that failed (memory
+    ran out) nothing could let go of it. The count of changes is shared with the tensor.
     """
 
     def __init__(self, tensor: Tensor) -> None:

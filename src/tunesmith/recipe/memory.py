@@ -235,8 +235,6 @@ def fixed_bytes(recipe: Recipe, facts: Facts) -> float:
 
 
 def logits_bytes(recipe: Recipe, facts: Facts, num_tokens: float) -> float:
-    """Return the memory that a chunk of logits takes: itself and a quarter in float32, three buffers where autograd goes
-    through them.
-    """
+    """Return the memory that a chunk of logits takes: itself and a quarter; thrice where autograd goes through."""
     buffers = 3 if recipe.train.method == "full" and recipe.train.objective == "dpo" else 1.25
     return buffers * min(LOGITS_CHUNK_BYTES[facts.device], num_tokens * facts.vocab_size * 4)

@@ -77,7 +77,7 @@ def _of_plain_head(
     hidden_CH: Tensor, weight_VH: Tensor, targets_C: Tensor, losses_C: Tensor, of_hidden_CH: Tensor,
     of_weight_VH: Tensor | None = None, factor: float = 1.0,
 ) -> None:  # fmt: skip
-    """Fill in the losses and the gradient of their sum with respect to the hidden states; add the weight's, times factor.
+    """Fill in losses and the gradient of their sum with respect to the hidden states; add the weight's, times a factor.
 
     The logits' own memory is used for everything, some rows at a time, and nothing made here outlives the call: a small
     tensor in the place of freed logits would make the next chunk's take new memory.

@@ -57,7 +57,7 @@ def estimated(num_steps: int = 10, facts: Facts = FACTS, **train: Any) -> Memory
 
 
 def test_what_a_llama_layer_keeps() -> None:
-    attention = HIDDEN + 2 * KEYS + HIDDEN + HIDDEN  # q, k, v, attention's output, o's input
+    attention = HIDDEN + 2 * KEYS + HIDDEN  # q, k, v, and attention's output, which o reads
     mlp = 2 * INNER  # gate, up
     norms, ranks = 2 * HIDDEN, 7 * 8
     ends = HIDDEN + HIDDEN  # the last norm's input, and the head's gradient
@@ -69,12 +69,11 @@ def test_what_a_llama_layer_keeps() -> None:
 
 def test_what_is_not_made_again_is_kept() -> None:
     """Compiled layers keep what the compiler takes; the estimate is that of the layers as they are written."""
-    inputs, mlp, norms = 2 * HIDDEN, 2 * INNER, (2 * LAYERS + 1) * HIDDEN
+    # The readers' inputs and attention's output in pieces; the activation and down's input.
+    inputs, mlp, norms = 3 * HIDDEN, 2 * INNER, (2 * LAYERS + 1) * HIDDEN
     again = activation_bytes_per_token(planned(), FACTS)
     whole = activation_bytes_per_token(planned(torch_compile=True), FACTS)
-    assert whole - again == pytest.approx(
-        4 * LAYERS * (inputs + mlp)
-    )  # the readers' inputs, the activation, down's input
+    assert whole - again == pytest.approx(4 * LAYERS * (inputs + mlp))
     again = activation_bytes_per_token(planned(method="full"), FACTS)
     whole = activation_bytes_per_token(planned(method="full", torch_compile=True), FACTS)
     assert whole - again == pytest.approx(4 * (LAYERS * (inputs + mlp) + norms))
@@ -163,7 +162,7 @@ def test_loading_a_four_bit_base_may_be_the_peak() -> None:
 
 def test_logits_come_in_chunks() -> None:
     wide = dataclasses.replace(FACTS, vocab_size=10**6)
-    assert estimated(facts=wide).logits == 2 * LOGITS_CHUNK_BYTES["cpu"]
+    assert estimated(facts=wide).logits == 1.25 * LOGITS_CHUNK_BYTES["cpu"]
     assert estimated(facts=wide, method="full", objective="dpo").logits == 3 * LOGITS_CHUNK_BYTES["cpu"]
 
 
