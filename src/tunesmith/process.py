@@ -34,6 +34,7 @@ def die_with_parent() -> None:
 # glibc serves an aligned request from a larger chunk and frees what is left over. Small objects that are set aside (per
 # thread, or in fast bins) do not merge with a tensor's memory when that is freed, and a third of a training's heap was
 # holes. Without either, peaks are a tenth to a fifth lower (docs/log.md, "memory of full training").
+# Ranks that a launcher starts have the first of the two only: glibc cuts the variable up where it has read it.
 _WHOLE_HEAP = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 
 
