@@ -56,9 +56,10 @@ def read_calls(text: str) -> list[Call]:
         raise Undecodable(f"{type(error).__name__}: {error}"[:300]) from None
 
 
-_TOKEN = re.compile(
-    r"""(?P<string>'''(?:[^\\]|\\.)*?'''|\"""(?:[^\\]|\\.)*?\"""|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
-    r"""|(?P<quote>['"])|(?P<comment>\#[^\n]*)|(?P<open>[\[({])|(?P<close>[\])}])""",
+# Strings, comments, and whatever is neither bracket nor quote. Nothing in it is tried twice.
+_BETWEEN_BRACKETS = re.compile(
+    r"""(?:[^\[\](){}'"\#]++|'''(?:[^\\]|\\.)*?'''|\"""(?:[^\\]|\\.)*?\"""|'(?:[^'\\\n]|\\.)*+'"""
+    r"""|"(?:[^"\\\n]|\\.)*+"|\#[^\n]*+)++""",
     re.DOTALL,
 )
 _PAIRS = {"[": "]", "(": ")", "{": "}"}
@@ -71,16 +72,15 @@ def check_brackets(text: str) -> None:
         Undecodable: brackets or quotes do not match, or too many brackets are open at once.
     """
     awaited: list[str] = []
-    for token in _TOKEN.finditer(text):
-        kind = token.lastgroup
-        if kind == "quote":
-            raise Undecodable("a string is not closed")
-        if kind == "open":
-            awaited.append(_PAIRS[token.group()])
+    for mark in _BETWEEN_BRACKETS.sub("", text):
+        if mark in _PAIRS:
+            awaited.append(_PAIRS[mark])
             if len(awaited) > _MOST_BRACKETS_OPEN:
                 raise Undecodable(f"more than {_MOST_BRACKETS_OPEN} brackets inside each other")
-        elif kind == "close" and (not awaited or awaited.pop() != token.group()):
-            raise Undecodable(f"an unmatched {token.group()!r}")
+        elif mark in "'\"":
+            raise Undecodable("a string is not closed")
+        elif not awaited or awaited.pop() != mark:
+            raise Undecodable(f"an unmatched {mark!r}")
     if awaited:
         raise Undecodable(f"{awaited[-1]!r} is missing")
 
@@ -106,7 +106,13 @@ def _call(node: ast.Call) -> Call:
         function = function.value
     if isinstance(function, ast.Name):
         parts.append(function.id)
-    return {".".join(reversed(parts)): {argument.arg: _value(argument.value) for argument in node.keywords}}
+    arguments: dict[Any, Any] = {}
+    for argument in node.keywords:
+        value = argument.value
+        # The commonest case first; what `_value` would make of it.
+        is_plain = type(value) is ast.Constant and value.value is not Ellipsis
+        arguments[argument.arg] = value.value if is_plain else _value(value)
+    return {".".join(reversed(parts)): arguments}
 
 
 def _value(node: ast.expr | None) -> Any:
@@ -183,7 +189,7 @@ _PAIRED = _mapped(rf"{_SCALAR}|{_FLAT}")
 _COMPOUND = rf"{_FLAT}|{_PAIRED}|{_listed(rf'{_SCALAR}|{_FLAT}|{_PAIRED}')}"
 _ARGUMENT = rf"{_WORD}[ ]*+=[ ]*+(?:{_SCALAR}|{_COMPOUND}){_GAP}"
 _CALL = rf"{_NAME}\({_GAP}{_separated(_ARGUMENT, '[)]')}*+\){_GAP}"
-_PLAIN = re.compile(rf"\[{_GAP}{_separated(_CALL, ']')}++\]", re.ASCII)
+_PLAIN = re.compile(rf"\[{_GAP}{_separated(_CALL, ']')}*+\]", re.ASCII)
 # In a plain text: a function's name and nothing else, or an argument's name with a scalar or something compound.
 _PART = re.compile(rf"({_NAME})(?:\(|[ ]*+=[ ]*+(?:({_SCALAR})|({_COMPOUND})))", re.ASCII)
 _TOKEN_OF_COMPOUND = re.compile(rf"{_SCALAR}|[\[\]{{}}]", re.ASCII)
