@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import itertools
 import warnings
 from typing import Any
 
@@ -68,6 +70,9 @@ def _thoroughly(text: str) -> Any:
 @settings(max_examples=1500, deadline=None)
 @given(_texts())
 @example("[f(x='a', x='b')]")
+@example("[]")
+@example("[ ]")
+@example("[ , ]")
 @example("[f(x=1), f(y=[1, 2.5, 'a', None])]")
 def test_plain_python(text: str) -> None:
     plain = python_calls._plain_calls(text)
@@ -142,11 +147,70 @@ def test_a_reserved_word_anywhere(language: Any) -> None:
 
 
 def _is_plain_and_right(text: str, language: Any) -> bool:
-    plain = plain_source.plain_call(text, language)
+    try:
+        plain: Any = tree_calls._plain_call(text, language)
+    except python_calls.Undecodable:
+        plain = "undecodable"
     if plain is None:
         return False
     read = {"java": tree_calls.read_java_call, "javascript": tree_calls.read_javascript_call}[language]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_calls, "plain_call", lambda text, language: None)
-        assert plain == read(text), text
+        try:
+            assert plain == read(text), text
+        except python_calls.Undecodable:
+            assert plain == "undecodable", text
     return True
+
+
+@pytest.mark.parametrize("language", ["java", "javascript"])
+@pytest.mark.parametrize("repeated", ['x="y, z"', "x=1", "x = new A(1)"])
+def test_an_argument_given_twice_is_an_error_either_way(language: Any, repeated: str) -> None:
+    pytest.importorskip("tree_sitter")
+    text = f'some.function.of(first="one argument", x="two", {repeated})'
+    with pytest.raises(python_calls.Undecodable):
+        tree_calls._plain_call(text, language)
+    assert _is_plain_and_right(text, language)
+
+
+@pytest.mark.parametrize("language", ["java", "javascript"])
+def test_no_text_is_no_call_to_the_parsers_either(language: Any) -> None:
+    pytest.importorskip("tree_sitter")
+    read = {"java": tree_calls.read_java_call, "javascript": tree_calls.read_javascript_call}[language]
+    assert not tree_calls._root("", language).has_error and tree_calls._root("", language).child_count == 0
+    assert read("") == read("/* nothing */")
+
+
+# What makes `ast.parse` warn, and what could stand on both sides of it.
+_PIECES = (
+    "1",
+    "0x1F",
+    "0b1",
+    "1.",
+    ".5",
+    "1e5",
+    "1j",
+    "1_0",
+    "'\\d'",
+    "b'\\d'",
+    "and",
+    "or",
+    "in",
+    "if",
+    "is",
+    "x",
+    "(",
+    " ",
+)
+
+
+def test_a_warning_of_python_is_seen_coming() -> None:
+    num_warned = 0
+    for pieces in itertools.product(_PIECES, repeat=3):
+        text = "".join(pieces)
+        with warnings.catch_warnings(record=True) as warned, contextlib.suppress(SyntaxError):
+            warnings.simplefilter("always")
+            ast.parse(text, mode="eval")
+        num_warned += bool(warned)
+        assert not warned or python_calls._MAY_WARN.search(text), text
+    assert num_warned > 100

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-_Source = Literal["java", "javascript"]
+Source = Literal["java", "javascript"]
 
 # Reserved words, and words that begin something in one version of the language or another.
 # fmt: off
@@ -21,7 +21,7 @@ _EVERYWHERE = (
     "synchronized", "this", "throw", "throws", "transient", "true", "try", "var", "void", "volatile", "while", "with",
     "yield", "_",
 )
-_RESERVED: dict[_Source, frozenset[str]] = {
+_RESERVED: dict[Source, frozenset[str]] = {
     "java": frozenset((
         *_EVERYWHERE, "exports", "module", "non", "open", "opens", "permits", "provides", "record", "requires",
         "sealed", "transitive", "uses", "when",
@@ -95,13 +95,13 @@ def _javascript() -> _Syntax:
 
 
 @cache
-def _syntax_of(language: _Source) -> _Syntax:
+def _syntax_of(language: Source) -> _Syntax:
     """Compile a language's expressions, which takes some milliseconds."""
     return _java() if language == "java" else _javascript()
 
 
-def plain_call(text: str, language: _Source) -> list[dict[str, dict[Any, Any]]] | None:
-    """Return the call of a plain text, or None when it is not plain."""
+def plain_call(text: str, language: Source) -> tuple[str, list[tuple[str, str]]] | None:
+    """Return the function's name and the arguments of a plain text, or None when it is not plain."""
     if not text.isascii() or (language == "java" and len(text) < _SHORTEST_JAVA):
         return None
     whole, argument, words = _syntax_of(language)
@@ -109,12 +109,10 @@ def plain_call(text: str, language: _Source) -> list[dict[str, dict[Any, Any]]] 
     if found is None or not _RESERVED[language].isdisjoint(words.findall(text)):
         return None
     name, inside = found.groups()
-    pairs = argument.findall(inside)
-    arguments = {word: _value(value, language) for word, value in pairs}
-    return [{name: arguments}] if len(arguments) == len(pairs) else None
+    return name, [(word, _value(value, language)) for word, value in argument.findall(inside)]
 
 
-def _value(text: str, language: _Source) -> str:
+def _value(text: str, language: Source) -> str:
     if text[0] == '"' or text[0] == "'":
         return text[1:-1]
     return _made(text) if language == "java" and text.startswith("new ") else text

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from tunesmith.errors import missing_extra
-from tunesmith.evaluate.bfcl.plain_source import plain_call
+from tunesmith.evaluate.bfcl.plain_source import Source, plain_call
 from tunesmith.evaluate.bfcl.python_calls import Call, Undecodable
 
 MOST_CHARACTERS = 10_000
@@ -29,9 +29,11 @@ def read_java_call(text: str) -> list[Call] | dict[str, Any]:
         Undecodable: a syntax error, or an argument given twice.
         EnvironmentProblem: tree-sitter is not installed.
     """
-    plain = plain_call(text, "java")
+    plain = _plain_call(text, "java")
     if plain is not None:
         return plain
+    if not text:
+        return {}
     call = _first_java_call(_root(text, "java"), text, 0)
     return [call] if call is not None else {}
 
@@ -43,9 +45,11 @@ def read_javascript_call(text: str) -> list[Call] | None:
         Undecodable: a syntax error, or an argument given twice.
         EnvironmentProblem: tree-sitter is not installed.
     """
-    plain = plain_call(text, "javascript")
+    plain = _plain_call(text, "javascript")
     if plain is not None:
         return plain
+    if not text:
+        return None
     for statement in _root(text, "javascript").children:
         if statement.type != "expression_statement":
             continue
@@ -53,6 +57,17 @@ def read_javascript_call(text: str) -> list[Call] | None:
             if node.type == "call_expression":
                 return [{_source(node.children[0]): _javascript_arguments(node.children[1])}]
     return None
+
+
+def _plain_call(text: str, language: Source) -> list[Call] | None:
+    plain = plain_call(text, language)
+    if plain is None:
+        return None
+    name, pairs = plain
+    arguments = dict(pairs)
+    if len(arguments) < len(pairs):
+        raise Undecodable("an argument is given twice")
+    return [{name: arguments}]
 
 
 @cache
