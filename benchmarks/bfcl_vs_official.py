@@ -190,11 +190,15 @@ def different_prompts(official: Official, found: list[dict[str, Any]]) -> list[s
 
 
 def timed_cases(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[Case]]]:
-    """Yield what is timed: right answers to every item, as a good model gives them, and mutated ones."""
+    """Yield what is timed: right answers to every item, as a good model gives them, and mutated ones.
+
+    One model's answers are judged before copies of a process would pay; ten models' are as many as there are to share.
+    """
     natural = [
         (item, source_text(right_calls(item), item, random.Random(0)), item["known"].language, False) for item in found
     ]
     yield "right answers, all categories", natural
+    yield "right answers of ten models", natural * 10
     mutated = list(mutated_answers(found, 15_000, 7))
     yield "mutated answers, all categories", mutated
     for language in ("python", "java", "javascript"):

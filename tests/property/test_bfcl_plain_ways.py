@@ -167,7 +167,7 @@ def _is_plain_and_right(text: str, language: Any) -> bool:
 @pytest.mark.parametrize("repeated", ['x="y, z"', "x=1", "x = new A(1)"])
 def test_an_argument_given_twice_is_an_error_either_way(language: Any, repeated: str) -> None:
     pytest.importorskip("tree_sitter")
-    text = f'some.function.of(first="one argument", x="two", {repeated})'
+    text = f'some.thing.call(first="one argument", x="two", {repeated})'
     with pytest.raises(python_calls.Undecodable):
         tree_calls._plain_call(text, language)
     assert _is_plain_and_right(text, language)
