@@ -59,13 +59,17 @@ def results(work: Callable[[Item], Made], items: Sequence[Item], num_processes: 
 
 def _num_copies(num_processes: int | None, expected_seconds: float) -> int:
     """Return how many copies may be made, and are worth it."""
-    if sys.platform != "linux" or threading.active_count() > 1:
+    if sys.platform != "linux" or _has_threads():
         return 0
     if num_processes is None:
         from tunesmith.hardware import num_cpus  # here, because its imports take as long as a hundred verdicts
 
         num_processes = num_cpus()
     return min(num_processes, _MOST_PROCESSES, int(expected_seconds / _WORTH_SECONDS) + 1) - 1
+
+
+def _has_threads() -> bool:
+    return threading.active_count() > 1
 
 
 def _shared(work: Callable[[Item], Made], items: Sequence[Item], num_copies: int) -> list[Made]:

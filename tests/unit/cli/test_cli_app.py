@@ -155,6 +155,7 @@ def handlers() -> Iterator[None]:
 
 
 def test_a_terminal_that_is_closed_stops_in_order(handlers: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup themselves
     stage_process.raise_on_signals()
     with pytest.raises(Interrupted, match="SIGHUP"):
         os.kill(os.getpid(), signal.SIGHUP)

@@ -18,6 +18,13 @@ _HERE = os.getpid()
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are made on Linux")
 
 
+@pytest.fixture(autouse=True)
+def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that ran before, and who runs tests side by side, may have left a thread."""
+    if "threads" not in request.node.name:
+        monkeypatch.setattr(all_cores, "_has_threads", lambda: False)
+
+
 def _slow(item: int) -> tuple[int, int]:
     time.sleep(0.001)
     return item * item, os.getpid()

@@ -197,6 +197,7 @@ def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: py
         lines = [{"id": f"{name}_{n}", "response": said.format(n % 7)} for n in range(300)]
         _write_lines(answers / f"{name}.jsonl", lines)
     whole = score_folder(answers, data, tmp_path / "one")
+    monkeypatch.setattr(all_cores, "_has_threads", lambda: False)  # another test's
     monkeypatch.setattr(all_cores, "_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(all_cores, "_WORTH_SECONDS", 0.0001)
     monkeypatch.setattr(hardware, "num_cpus", lambda: 3)
