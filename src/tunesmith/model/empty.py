@@ -31,9 +31,7 @@ class _LargeNowhere(TorchFunctionMode):
                 kwargs["device"] = "meta"
         if getattr(func, "__name__", "") in _FILLS:
             target = args[0] if args else kwargs["tensor"]
-            if (
-                target.is_meta
-            ):  # nothing to fill; PyTorch takes 1 ms to find that out, and imports half a second's worth
+            if target.is_meta:  # PyTorch takes 1 ms to fill nothing, and imports half a second's worth for it
                 return target
         return func(*args, **kwargs)
 
