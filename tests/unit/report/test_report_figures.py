@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -213,6 +214,14 @@ def test_forest_orders_changes_and_colours_them() -> None:
         places = [float(str(e.get("cx"))) for e in root.iter("circle")]
         assert places == sorted(places, reverse=True) and all(0 < place < size.width for place in places)
     assert forest([], WIDE) is None
+
+
+def test_numbers_of_a_funnel_have_room() -> None:
+    drawn = str(funnel(1_234_567, [], [("trained on", 1_234_567)]))
+    ends = {words: float(x) for x, words in re.findall(r'<text x="([\d.]+)"[^>]*>([^<]+)<', drawn)}
+    bar = max(float(x) + float(width) for x, width in re.findall(r'<rect x="([\d.]+)"[^>]*?width="([\d.]+)"', drawn))
+    count, share = next(end for words, end in ends.items() if "567" in words), ends["100.0 %"]
+    assert share - count >= 7 * 7.5 and count - bar >= 9 * 7.5, "a character of 12 pixels is at most 7.5 wide"
 
 
 def test_funnel_accounts_for_every_row() -> None:

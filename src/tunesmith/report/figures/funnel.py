@@ -22,7 +22,7 @@ def funnel(num_read: int, losses: Sequence[tuple[str, int]], kept: Sequence[tupl
     """
     if num_read <= 0:
         return None
-    width, left, right = 470.0, 138.0, 96.0
+    width, left, right = 470.0, 138.0, 132.0  # right of the bars: a million rows, then 100.0 %
     x = Scale(0.0, float(num_read), left, width - right)
     rows = [("read", 0, num_read, "base")]
     remaining = num_read
@@ -41,7 +41,7 @@ def funnel(num_read: int, losses: Sequence[tuple[str, int]], kept: Sequence[tupl
         long = max(1.5, x(high) - x(low))
         parts.append(element("text", name, x=left - 10, y=y + 19, class_="tick end name"))
         parts.append(element("rect", hover, x=x(low), y=y + 6, width=long, height=18, rx=2, class_=f"bar {style}"))
-        parts.append(element("text", number(count), x=width - right + 48, y=y + 19, class_="tick strong end"))
+        parts.append(element("text", number(count), x=width - 58, y=y + 19, class_="tick strong end"))
         parts.append(element("text", share, x=width, y=y + 19, class_="tick end"))
         if index + 1 < len(rows):
             edge = x(low if index else high)
